@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -66,8 +67,13 @@ def atomic_write(
 # %% ../nbs/00_core.ipynb #4365dcf6
 def _swap(new, path):
     "Put `new` in the place of `path`; an old folder is moved aside first, since a rename can't replace a full one."
-    if path.is_dir() and not path.is_symlink(): os.replace(path, new.with_name("old"))
-    os.replace(new, path)
+    if not path.is_dir() or path.is_symlink(): return os.replace(new, path)
+    aside = new.with_name(f"{path.name}.aside")
+    os.replace(path, aside)
+    try: os.replace(new, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
 
 def _unwritable(path, e):
     "The same `OSError` in words, or itself where it isn't about room or permission."
@@ -85,7 +91,7 @@ def write_json(
     obj               # anything JSON can hold, and numpy's numbers and arrays
 ) -> Path:
     "Write `obj` as readable JSON, atomically; gives the path."
-    text = json.dumps(obj, indent=1, ensure_ascii=False, default=_plain)
+    text = json.dumps(_finite(obj), indent=1, ensure_ascii=False, default=_plain, allow_nan=False)
     with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
     return Path(path)
 
@@ -105,6 +111,14 @@ def _plain(o):
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, Path): return o.as_posix()
     raise TypeError(f"{type(o).__name__} can't be written as JSON")
+
+def _finite(o):
+    "The same with null for every float that JSON has no word for: NaN and the infinities."
+    if isinstance(o, dict): return {k: _finite(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [_finite(v) for v in o]
+    return _finite(_plain(o)) if isinstance(o, (np.ndarray, np.generic)) else None if _endless(o) else o
+
+def _endless(o): return isinstance(o, float) and not np.isfinite(o)
 
 # %% ../nbs/00_core.ipynb #a026dab0
 def sha256_of(
@@ -145,10 +159,12 @@ def open_picture(
     size: int | None = None # the pixels that the short side will be resized to: lets a JPEG be decoded smaller, and faster
 ) -> Image.Image:
     "The picture as an upright 8-bit RGB image. Raises `PictureError` for what is no picture, broken, or too large."
+    im = None
     try:
         im = _opened(src)
+        if not im.width * im.height: raise PictureError("a picture", f"no pixels in {_name_of(src)}", "leave it out")
         if im.width * im.height > MAX_PIXELS: raise _too_large(src, im.width, im.height)
-        if size and im.format == "JPEG": im.draft("RGB", (2 * size, 2 * size))
+        if size and im.format == "JPEG" and im is not src: im.draft("RGB", (2 * size, 2 * size))
         return _as_rgb(ImageOps.exif_transpose(im))
     except Image.DecompressionBombError: raise _too_large(src) from None
     except FileNotFoundError: raise PictureError("a picture file", f"no file {src}", "check the path") from None
@@ -156,6 +172,8 @@ def open_picture(
     except Exception as e: # a broken file can break a decoder in any way
         raise PictureError("a picture that can be read", f"{_name_of(src)} can't be ({_short(e)})",
                            "replace the file, or leave it out") from e
+    finally:
+        if im is not None and im is not src: im.close()
 
 # %% ../nbs/00_core.ipynb #9be2e0cb
 def _opened(src):
@@ -170,7 +188,7 @@ def _opened(src):
 def _as_rgb(im):
     "Any mode as RGB: transparency on white, 16 and 32 bits scaled by their range."
     if im.mode in ("I", "F") or im.mode.startswith("I;16"): im = _eight_bits(im)
-    if im.mode == "P" and "transparency" in im.info: im = im.convert("RGBA")
+    if im.mode in ("1", "L", "P", "RGB") and "transparency" in im.info: im = im.convert("RGBA")
     if im.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         im = im.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
@@ -201,13 +219,12 @@ def picture_array(
     src,       # what `open_picture` takes
     size: int  # the side of the square, in pixels
 ) -> np.ndarray:
-    "The picture as a uint8 array of shape (size, size, 3): upright, short side resized to `size`, the middle kept."
+    "The picture as a uint8 array of shape (size, size, 3): upright, the middle square, resized."
     im = open_picture(src, size)
-    scale = size / min(im.size)
-    w, h = (max(size, round(s * scale)) for s in im.size)
-    if (w, h) != im.size: im = im.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    left, top = (w - size) // 2, (h - size) // 2
-    return np.array(im.crop((left, top, left + size, top + size)))
+    (w, h), side = im.size, min(im.size)
+    left, top = (w - side) // 2, (h - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.array(im.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
 
 # %% ../nbs/00_core.ipynb #11fc27b9
 def picture_statistics(
@@ -321,6 +338,7 @@ def make(self: Run, stage: str, **settings):
     module, name = STAGES[stage][1].split(".")
     return getattr(importlib.import_module(f"dlpipe_nb.{module}"), name)(self, **settings)
 
+# %% ../nbs/00_core.ipynb #bcf34926
 @_patch
 def ensure(self: Run, stage: str, **settings) -> Run:
     "Make `stage` and every stage before it that is missing; `settings` are for `stage` itself. Gives the run."
@@ -346,9 +364,10 @@ def check(
     answer         # a value or a function, as the exercise asks; None or ... for "not attempted"
 ) -> Checked:
     "Look at an answer to an exercise and say whether it is right and, if not, what is wrong with it."
-    chapter, _, number = exercise.partition(".")
-    try: examine = getattr(importlib.import_module(f"dlpipe_nb.{CHAPTERS[int(chapter)]}"), f"_check_{number}")
-    except (ValueError, IndexError, AttributeError):
+    try:
+        chapter, number = re.fullmatch(r"(\d\d)\.(\d+)", exercise).groups()
+        examine = getattr(importlib.import_module(f"dlpipe_nb.{CHAPTERS[int(chapter)]}"), f"_check_{number}")
+    except (TypeError, IndexError, AttributeError):
         raise InputError("an exercise's number, such as '05.2'", repr(exercise), "copy it from its title") from None
     if answer is None or answer is ...: return Checked(exercise, None, "not attempted")
     empty = []

@@ -4,6 +4,7 @@
     python tests/notebooks.py 05_training        # some
     python tests/notebooks.py --store 05_training  # and keep the outputs, trimmed, in nbs/
     python tests/notebooks.py --unfilled         # with every solution taken out, as a learner gets them
+    python tests/notebooks.py --copies my_course # runs nothing: a learner's copies, for the notebooks not yet there
 
 The copy has the shape of the repository (nbs/, data/), so that `../runs` and `../data` are in it. `--work DIR` keeps it.
 """
@@ -87,6 +88,20 @@ def run(path: Path, work: Path, unfilled=False, timeout=600):
     return nb, time.perf_counter() - start, error
 
 
+def copies(names: list[str], dest: Path) -> tuple[list[str], list[str]]:
+    "Write a learner's copy of each notebook to `dest`; a file that is there stays as it is. Gives the names made and kept."
+    if dest.resolve() == NBS.resolve(): raise SystemExit(f"Expected a folder for copies; found {dest}, the notebooks themselves")
+    dest.mkdir(parents=True, exist_ok=True)
+    made, kept = [], []
+    for name in names:
+        path = dest / f"{name}.ipynb"
+        if path.exists(): kept.append(name); continue
+        text = nbformat.writes(learner_copy(nbformat.read(NBS / path.name, as_version=4)))
+        with open(path, "x", encoding="utf-8") as f: f.write(text + "\n")
+        made.append(name)
+    return made, kept
+
+
 def answers(nb) -> list[str]:
     "What `check` said, a string an exercise."
     said = (o.data.get("text/plain", "") for c in nb.cells if c.cell_type == "code" and "SOLUTION" in c.source
@@ -116,10 +131,16 @@ def main():
     p.add_argument("names", nargs="*", help="notebooks, without .ipynb; all by default")
     p.add_argument("--store", action="store_true", help="keep the trimmed outputs in nbs/")
     p.add_argument("--unfilled", action="store_true", help="take the solutions out first")
+    p.add_argument("--copies", type=Path, metavar="DIR", help="write copies without solutions to DIR; never over a file")
     p.add_argument("--work", type=Path, help="the folder to work in, kept afterwards (default: a temporary one)")
     a = p.parse_args()
     if a.store and a.unfilled: p.error("--store keeps the reference notebooks, so it can't go with --unfilled")
     names = a.names or sorted(f.stem for f in NBS.glob("*.ipynb"))
+    if a.copies:
+        made, kept = copies(names, a.copies)
+        print(f"{a.copies}/: {len(made)} notebooks copied, {len(kept)} of yours kept"
+              + (" (delete one to get it afresh)" if kept else ""))
+        return
     work = (a.work or Path(tempfile.mkdtemp(prefix="dlpipe-nbs-"))).resolve()
     lay_out(work)
     failed, total = [], 0.0

@@ -1,0 +1,201 @@
+"Chapter 08: the verdict, the seal and what breaks it, two models compared."
+import math
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binom, chi2
+
+from dlpipe_nb import testing
+from dlpipe_nb.core import InputError, Run, check, content_hash, sha256_of
+from dlpipe_nb.problem import define_into, interval
+from dlpipe_nb.testing import SealError, compare, open_seal, seal, verdict
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.05, 0.95))
+def test_verdict_follows_the_interval(counts, target):
+    v, (low, high) = verdict(*counts, target), interval(*counts)
+    assert v.result == ("pass" if low >= target else "fail" if high < target else "too few pictures to say")
+    assert (v.low, v.high, v.accuracy) == (low, high, counts[0] / counts[1])
+
+
+@pytest.mark.parametrize("right,total,result,words", [
+    (9, 10, "too few pictures to say", "9 of 10 right, 90.0 % (95 % interval 59.6–98.2 %): 90 % lies inside"),
+    (282, 300, "pass", "282 of 300 right, 94.0 % (95 % interval 90.7–96.2 %): at least 90 %, so it passes."),
+    (240, 300, "fail", "below 90 %, so it fails."),
+    (94, 100, "too few pictures to say", "At this rate, 217 would be enough to pass."),
+])
+def test_verdicts_in_words(right, total, result, words):
+    v = verdict(right, total)
+    assert v.result == result and words in v.sentence and words in repr(v)
+
+
+@pytest.mark.parametrize("right,total,target", [(11, 10, .9), (0, 0, .9), (9, 10, 90), (9, 10, 0), (0.9, 1, .9)])
+def test_verdict_refuses(right, total, target):
+    with pytest.raises(InputError): verdict(right, total, target)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    "A run of 60 small pictures with a seal and a learner that isn't one."
+    monkeypatch.chdir(tmp_path)
+    run, rng, rows = Run("runs/one"), np.random.default_rng(0), []
+    define_into(run)
+    for i in range(60):
+        p = run / "pictures" / f"it's número {i}.png"
+        p.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(p)
+        rows.append(dict(path=p.as_posix(), label=("cat", "dog")[i % 2], split="test" if i < 40 else "train", sha256=sha256_of(p), source="made up"))
+    df = pd.DataFrame(rows)
+    run.save_manifest(df)
+    run.write_json("seal.json", seal(df[df.split == "test"]))
+    run.write_json("evaluation.json", {"temperature": 1.5, "threshold": 0.6})
+    (run / "learner").mkdir()
+    (run / "learner" / "model.safetensors").write_bytes(b"parameters")
+    return run
+
+
+def test_opening_is_counted_and_recorded(run):
+    rows = open_seal(run, "abc")
+    assert len(rows) == 40 and set(rows.split) == {"test"}
+    open_seal(run, "def")
+    opened = run.read_json("seal.json")["opened"]
+    assert [o["model"] for o in opened] == ["abc", "def"] and opened[0]["at"].endswith("+00:00")
+
+
+def test_the_seal_is_the_one_that_preprocessing_writes(run):
+    held = run.manifest().query("split == 'test'")
+    sealed = seal(held)
+    assert sealed["sha256"] == content_hash(held) and sealed["pictures"] == 40 and sealed["labels"] == {"cat": 20, "dog": 20}
+    assert seal(held.sample(frac=1, random_state=0))["sha256"] == sealed["sha256"]
+
+
+def at(df, i, **values):
+    for c, v in values.items(): df.loc[i, c] = v
+    return df
+
+
+CHEATS = {
+    "a changed file": (lambda r, df: Image.new("RGB", (8, 8)).save(df.path[3]), "changed: it's número 3.png"),
+    "a file that is gone": (lambda r, df: (r / "pictures" / "it's número 5.png").unlink(), "missing: it's número 5.png"),
+    "a new label": (lambda r, df: r.save_manifest(at(df, 4, label="dog")), "relabelled: it's número 4.png (cat → dog)"),
+    "a row added": (lambda r, df: r.save_manifest(at(df, 50, split="test")), "added: it's número 50.png"),
+    "a row removed": (lambda r, df: r.save_manifest(df.drop(index=7)), "removed: it's número 7.png"),
+    "a row moved to train": (lambda r, df: r.save_manifest(at(df, 8, split="train")), "removed: it's número 8.png"),
+    "a row twice": (lambda r, df: r.save_manifest(pd.concat([df, df.iloc[:1]])), "41 rows where 40 were sealed"),
+    "a changed file with a matching hash": (lambda r, df: (Image.new("RGB", (8, 8)).save(df.path[3]), r.save_manifest(at(df, 3, sha256=sha256_of(df.path[3])))),
+                                            "changed: it's número 3.png"),
+    "the same picture in train": (lambda r, df: r.save_manifest(at(df, 55, sha256=df.sha256[2])), "it's número 2.png, which is also it's número 55.png in train"),
+    "five relabelled": (lambda r, df: r.save_manifest(at(df, [0, 2, 4, 6, 8], label="dog")), "and 2 more"),
+    "no test pictures": (lambda r, df: r.save_manifest(df.assign(split="train")), "no test pictures"),
+    "no manifest hash in the seal": (lambda r, df: r.write_json("seal.json", {"opened": []}), "without a hash"),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_broken_seal_names_the_picture_and_changes_nothing(run, name):
+    cheat, words = CHEATS[name]
+    cheat(run, run.manifest())
+    before = (run / "seal.json").read_bytes()
+    with pytest.raises(SealError) as e: open_seal(run, "abc")
+    assert words in str(e.value) and (run / "seal.json").read_bytes() == before
+
+
+def test_a_seal_without_contents_still_breaks(run):
+    sealed = run.read_json("seal.json")
+    run.write_json("seal.json", {k: v for k, v in sealed.items() if k != "contents"})
+    assert len(open_seal(run, "abc")) == 40
+    run.save_manifest(run.manifest().drop(index=7))
+    with pytest.raises(SealError, match="39 others than the 40"): open_seal(run, "abc")
+
+
+def test_no_seal(run):
+    (run / "seal.json").unlink()
+    with pytest.raises(InputError): open_seal(run, "abc")
+
+
+@pytest.fixture
+def learner(monkeypatch):
+    "Stands in for chapter 05: a 'network' that answers all but every tenth picture rightly."
+    def predict_frame(learn, df):
+        right = np.arange(len(df)) % 10 > 0
+        said = [l if r else {"cat": "dog", "dog": "cat"}[l] for l, r in zip(df.label, right)]
+        p = np.where(np.array(said) == "cat", .9, .1)
+        return pd.DataFrame({"path": df.path, "label": df.label, "predicted": said, "probability": .9, "correct": right, "p_cat": p, "p_dog": 1 - p})
+    fake = types.SimpleNamespace(load_learner=lambda folder: "a learner", predict_frame=predict_frame)
+    monkeypatch.setitem(sys.modules, "dlpipe_nb.training", fake)
+    return fake
+
+
+def test_test_into(run, learner):
+    said = testing.test_into(run, baselines={"majority": 0.5, "by hand": 0.7512})
+    kept = run.read_json("test.json")
+    assert (said.right, said.total) == (36, 40) and kept["result"] == said.result == "too few pictures to say"
+    assert "On the same pictures: always the commonest label 50.0 %, by hand 75.1 %." in kept["sentence"] and "different models" not in kept["sentence"]
+    assert kept["opened"] == 1 and kept["model"] == sha256_of(run / "learner" / "model.safetensors")
+    assert set(kept) >= {"result", "sentence", "right", "total", "accuracy", "low", "high", "target", "confidence", "opened", "model", "baselines"}
+    preds = run.manifest("test_predictions.csv")
+    assert len(preds) == 40 and preds.correct.sum() == 36
+    for name in ("test_confusion", "test_mistakes"): assert Image.open(run / "figures" / f"{name}.png").width > 300
+
+
+def test_the_sentence_warns_when_models_were_compared_on_the_test(run, learner):
+    testing.test_into(run)
+    assert "different models" not in testing.test_into(run).sentence + run.read_json("test.json")["sentence"]
+    (run / "learner" / "model.safetensors").write_bytes(b"other parameters")
+    testing.test_into(run)
+    kept = run.read_json("test.json")
+    assert kept["opened"] == 3 and "2 different models" in kept["sentence"]
+
+
+def test_what_is_wrong_costs_no_opening(run, learner):
+    def broken(folder): raise InputError("a learner", "none", "train")
+    with pytest.raises(InputError): testing.test_into(run, baselines={"by hand": 75})
+    learner.load_learner = broken
+    with pytest.raises(InputError): testing.test_into(run)
+    assert run.read_json("seal.json")["opened"] == [] and not run.has("test")
+
+
+def frame(right): return pd.DataFrame({"path": [f"{i}.png" for i in range(len(right))], "label": "cat", "predicted": np.where(right, "cat", "dog")})
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+def test_mcnemar(pairs):
+    a, b = map(np.array, zip(*pairs))
+    c = compare(frame(a), frame(b).sample(frac=1, random_state=0))
+    assert (c.both, c.only_a, c.only_b, c.neither) == ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())
+    n, few = c.only_a + c.only_b, min(c.only_a, c.only_b)
+    assert c.p == pytest.approx(min(1, 2 * binom.cdf(few, n, .5)), abs=1e-9)
+
+
+def test_mcnemar_approaches_its_approximation():
+    c = compare(frame([True] * 600 + [False] * 400), frame([True] * 100 + [False] * 500 + [True] * 400))
+    assert c.p == pytest.approx(chi2.sf((abs(c.only_a - c.only_b) - 1) ** 2 / (c.only_a + c.only_b), 1), rel=.05)
+
+
+@pytest.mark.parametrize("a,b", [(frame([True]), frame([True] * 2)), (frame([]), frame([])), (frame([True, False]), frame([True, False]).assign(label="dog")),
+                                 (pd.concat([frame([True])] * 2), pd.concat([frame([True])] * 2))])
+def test_compare_refuses(a, b):
+    with pytest.raises(InputError): compare(a, b)
+
+
+def exact(a, b): return sum(math.comb(a + b, k) for k in range(a + b + 1) if abs(2 * k - a - b) >= abs(a - b)) / 2 ** (a + b)
+
+
+@pytest.mark.parametrize("exercise,right,wrong", [
+    ("08.1", max(w for w in range(361) if verdict(360 - w, 360).result == "pass"), (36, 345, 30, 3, .1)),
+    ("08.2", lambda b, a: {k for k in b.keys() | a.keys() if b.get(k) != a.get(k)},
+     (lambda b, a: set(b) ^ set(a), lambda b, a: {k for k in b if b[k] != a.get(k)}, lambda b, a: {k for k in a if a[k] != b.get(k)},
+      lambda b, a: set(b) | set(a), lambda b, a: "b")),
+    ("08.3", exact, (lambda a, b: exact(a, b) / 2, lambda a, b: 2 * math.comb(a + b, min(a, b)) / 2 ** (a + b), lambda a, b: chi2.sf((a - b) ** 2 / (a + b), 1),
+                     lambda a, b: .5, lambda a, b: min(1, 2 * sum(math.comb(a + b, k) for k in range(b + 1)) / 2 ** (a + b)))),
+])
+def test_exercises_tell_wrong_answers_apart(exercise, right, wrong):
+    assert check(exercise, right).passed, check(exercise, right)
+    said = [check(exercise, w) for w in wrong]
+    assert check(exercise, None).passed is None and not any(s.passed for s in said) and len({s.message for s in said}) >= 4, said
