@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .core import InputError
-from .inference import Prediction, Predictor, Store
+from .inference import Predictor, Store
 
 # %% ../nbs/12_api.ipynb #c0896c07
 def is_loopback(

@@ -61,12 +61,13 @@ def _inspect_all(paths):
     return pd.DataFrame(rows, columns=["sha256", "width", "height", "reason"])
 
 # %% ../nbs/02_collection.ipynb #a2b9c21a
+_LITTER = ("thumbs.db", "desktop.ini")
 def _files(folder):
     "Every file below `folder`, in order, but for hidden ones."
     found = []
     for here, folders, names in os.walk(folder, onerror=_cant_list):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        found += [Path(here) / n for n in names if not n.startswith(".") and n.lower() not in ("thumbs.db", "desktop.ini")]
+        found += [Path(here) / n for n in names if not n.startswith(".") and n.lower() not in _LITTER]
     return sorted(found, key=lambda p: p.as_posix())
 
 def _cant_list(e):
@@ -111,27 +112,32 @@ def _from_csv(path):
     files = [path.parent / Path(v.strip().replace("\\", "/")) for v in table[p]]
     gone = [v for v, f in zip(table[p], files) if not f.is_file()]
     if gone:
-        raise InputError(f"the {len(files)} files that {path.name} lists", f"{len(gone)} missing, such as {', '.join(gone[:3])}",
+        raise InputError(f"the {len(files)} files that {path.name} lists",
+                         f"{len(gone)} missing, such as {', '.join(gone[:3])}",
                          "give paths as seen from the CSV's folder, one path and one label a row")
     rows = pd.DataFrame(dict(path=files, label=[v.strip() for v in table[l]]))
-    rows["reason"] = np.where(rows["label"] == "", "no label in its row", np.where(rows["path"].duplicated(), "listed twice", ""))
+    rows["reason"] = np.where(rows["path"].duplicated(), "listed twice", "")
+    rows.loc[rows["label"] == "", "reason"] = "no label in its row"
     return rows.join(_facts_of(table.drop(columns=[p, l])))
 
-# %% ../nbs/02_collection.ipynb #aa11771c
+# %% ../nbs/02_collection.ipynb #e322dd91
 def _read_table(path):
-    "A CSV file as text, its columns separated by commas or semicolons."
+    "A CSV file as text, its columns separated by commas, semicolons or tabs."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=None, engine="python")
-        if len(table.columns) and (path.parent / str(table.columns[0])).is_file(): # no line of headings
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=None, engine="python", header=None)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as e:
-        raise InputError("a CSV file in UTF-8 with a path and a label a row", f"{path.name}, which can't be read so ({e})",
+        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        sep = max(",;\t", key=first.count)
+        bare = (path.parent / first.split(sep)[0].strip().strip('"')).is_file()
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=sep,
+                            header=None if bare else "infer", skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise InputError("a CSV file in UTF-8 with a path and a label a row", f"{path.name}, which isn't one ({e})",
                          "save it again as CSV (UTF-8)") from None
     table.columns = [str(c) for c in table.columns]
-    if len(table.columns) < 2:
-        raise InputError("a CSV file with the columns path and label", f"only {', '.join(table.columns) or 'nothing'}",
-                         "add the column that is missing")
-    return table
+    if len(table.columns) >= 2: return table
+    raise InputError("a CSV file with the columns path and label", f"only {', '.join(table.columns)}",
+                     "add the column that is missing")
+
+# %% ../nbs/02_collection.ipynb #9c089760
 def _facts_of(table):
     "The other columns, as numbers where all of their values are."
     table = table.drop(columns=[c for c in table if c in _COLUMNS or c == "reason"])
@@ -141,7 +147,6 @@ def _numeric(c): return bool(pd.to_numeric(c[c != ""], errors="coerce").notna().
 # %% ../nbs/02_collection.ipynb #adbc4fc9
 _COLUMNS = ["path", "label", "split", "sha256", "width", "height", "source"]
 
-# %% ../nbs/02_collection.ipynb #5c6e3822
 @dataclass(frozen=True, eq=False)
 class Collection:
     "What was collected: the `manifest` (a row a picture), the `skipped` files (path, reason), and a `note`."
@@ -186,19 +191,20 @@ def collect(
     n: int = 1800,                 # how many to draw
     seed: int = 1                  # which ones to draw
 ) -> Collection:
-    "Labelled pictures from any source. Deletes and changes nothing there. `InputError` where there is nothing to tell apart."
+    "Labelled pictures from any source, which is left as it was. `InputError` where there is nothing to tell apart."
     if str(source) == "drawn":
         drawn = draw_pets(Path(data_dir) / f"drawn-{n}-seed{seed}", n=n, seed=seed)
         return Collection(drawn, pd.DataFrame(columns=["path", "reason"]), "drawn")
     if str(source) == "pets": return _collected(_oxford(), "Oxford-IIIT Pet", "cat or dog by breed")
     path = Path(source)
     if not path.exists():
-        raise InputError('"drawn", "pets", or the path of a folder or CSV file', f"nothing at {path}", "check the path")
+        raise InputError('"drawn", "pets", or a folder or CSV file', f"nothing at {path}", "check the path")
     if path.is_dir():
         rows, note = _from_folder(path)
         return _collected(rows, path.as_posix(), note)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise InputError("a folder or a CSV file", f"another kind of file, {path.name}", "unpack archives first, then give their folder")
+        raise InputError("a folder or a CSV file", f"another kind of file, {path.name}",
+                         "unpack archives first, then give their folder")
     return _collected(_from_csv(path), path.as_posix(), f"labels from {path.name}")
 
 # %% ../nbs/02_collection.ipynb #9d7afa6d
@@ -241,10 +247,13 @@ def _whole(value, what, low, high=None):
 
 # %% ../nbs/02_collection.ipynb #4a1d994d
 def _spread(df, n):
-    "`n` rows of `df`, as many of each label as there are, evenly spread, the labels by turns."
-    groups = [g.iloc[np.unique(np.linspace(0, len(g) - 1, min(-(-n // df["label"].nunique()), len(g))).astype(int))]
-              for _, g in df.groupby("label")]
-    return pd.concat([g.assign(turn=range(len(g))) for g in groups]).sort_values(["turn", "label"]).head(n)
+    "`n` rows of `df`: as many of each label as there are, evenly spread, the labels by turns."
+    groups, left, shown = sorted((g for _, g in df.groupby("label")), key=len), n, []
+    for k, g in enumerate(groups):
+        take = min(len(g), -(-left // (len(groups) - k)))
+        shown.append(g.iloc[np.linspace(0, len(g) - 1, take).round().astype(int)].assign(turn=range(take)))
+        left -= take
+    return pd.concat(shown).sort_values(["turn", "label"]).head(n)
 
 def _tile(path, side):
     try: return picture_array(path, side)
@@ -279,7 +288,8 @@ def _with_rows(df):
     "`df`, if it is a manifest with pictures in it."
     missing = [c for c in ("path", "label") if c not in df.columns]
     if missing or not len(df):
-        raise InputError("a manifest with pictures", f"no column {missing[0]}" if missing else "no rows", "make one with collect()")
+        raise InputError("a manifest with pictures", f"no column {missing[0]}" if missing else "no rows",
+                         "make one with collect()")
     return df
 
 # %% ../nbs/02_collection.ipynb #fdf8f4dc
@@ -296,14 +306,16 @@ def collect_into(
     source: str | Path = "drawn",       # as for `collect`
     n: int = 1800,                      # how many to draw
     seed: int = 1,                      # which ones to draw
-    data_dir: str | Path | None = None  # where drawn pictures go: by default the data/ folder beside runs/, else in the run
+    data_dir: str | Path | None = None  # where drawn pictures go; by default data/ beside runs/, else the run
 ) -> Collection:
     "Collect, look, and write down: the manifest, what was skipped, the class balance and a contact sheet."
     got = collect(source, _data_dir(run) if data_dir is None else data_dir, n, seed)
     run.save_manifest(got.skipped, "skipped.csv")
-    run.write_json("collection.json", dict(source=str(source), note=got.note, pictures=len(got.manifest), skipped=len(got.skipped),
-                                           balance=class_balance(got.manifest)["pictures"].to_dict()))
-    run.save_figure(contact_sheet(got.manifest, n=40, cols=8, title=f"{len(got.manifest):,} pictures, {got.note}"), "contact_sheet")
+    balance = class_balance(got.manifest)["pictures"].to_dict()
+    run.write_json("collection.json", dict(source=str(source), note=got.note, pictures=len(got.manifest),
+                                           skipped=len(got.skipped), balance=balance))
+    title = f"40 of {len(got.manifest):,} pictures ({got.note})" if len(got.manifest) > 40 else got.note
+    run.save_figure(contact_sheet(got.manifest, n=40, cols=8, title=title), "contact_sheet")
     run.save_manifest(got.manifest)
     return got
 def _data_dir(run):
@@ -326,13 +338,13 @@ def _check_1(answer):
 
 # %% ../nbs/02_collection.ipynb #6de49ce8
 def _check_2(answer):
-    got = answer("cat.12.jpg")
+    got, far, hot = (answer(name) for name in ("cat.12.jpg", "my.pets/dog.3.jpg", "pics/hot.dog.7.JPG"))
     if not isinstance(got, str): return f"give the label as text, not {type(got).__name__}"
     if got == "cat.12": return "the number belongs to the picture, not to the label"
     if got != "cat": return f"'cat.12.jpg' is a 'cat'; you say {got!r}"
-    if answer("my.pets/dog.3.jpg") != "dog": return f"'my.pets/dog.3.jpg' is a 'dog', wherever it lies; you say {answer('my.pets/dog.3.jpg')!r}"
-    if answer("pics/hot.dog.7.JPG") == "hot": return "a label may hold dots: look for the number from the end of the name"
-    if answer("pics/hot.dog.7.JPG") != "hot.dog": return f"'pics/hot.dog.7.JPG' is a 'hot.dog'; you say {answer('pics/hot.dog.7.JPG')!r}"
+    if far != "dog": return f"'my.pets/dog.3.jpg' is a 'dog', wherever it lies; you say {far!r}"
+    if hot == "hot": return "a label may hold dots: look for the number from the end of the name"
+    if hot != "hot.dog": return f"'pics/hot.dog.7.JPG' is a 'hot.dog'; you say {hot!r}"
     return ""
 
 # %% ../nbs/02_collection.ipynb #4beb86a7
@@ -411,7 +423,8 @@ def _knobs(knobs):
 def _turn_knobs(f, knobs, dice):
     "The factors `f` with each knob turned on where its die says so."
     on = {k: bool(r < knobs.get(k, 0)) for k, r in zip(_KNOBS, dice.random(len(_KNOBS)))}
-    f.update(hour="night" if on["night"] else "day", camera="other" if on["camera"] else "usual", breed="new" if on["breed"] else "usual")
+    f.update(hour="night" if on["night"] else "day", camera="other" if on["camera"] else "usual",
+             breed="new" if on["breed"] else "usual")
     if on["breed"]: f.update(coat="blue", coat2="frost", pattern="mask", fluff=.9, ears=.1, ear_size=1.)
     if on["fox"]: f.update(animal="fox", pattern="tuxedo")
     if on["empty"]: f["animal"] = "empty"
@@ -585,7 +598,8 @@ def _marks(st, part, box):
     if pattern == "striped" and part == "head": return _forehead()
     if pattern == "striped": return _stripes(box, dice)
     if pattern == "bicolour" and part == "body": return [_oval(cx, cy + ry*.75, rx*1.3, ry*.75)]
-    if pattern == "bicolour" and part == "head": return [_curve([(0, -.75), (.16, -.2), (.7, .9), (-.7, .9), (-.16, -.2)])]
+    if pattern == "bicolour" and part == "head":
+        return [_curve([(0, -.75), (.16, -.2), (.7, .9), (-.7, .9), (-.16, -.2)])]
     if pattern == "tuxedo" and part == "body": return [_oval(0, 1.35, .5, .75)]
     if pattern == "mask" and part == "head": return [_oval(st.turn*.15, .25, .72, .68)]
     return []
@@ -627,7 +641,8 @@ def _leg(st, name, x, top, bottom, thick):
     _paw(st, name, x, bottom, thick*1.35)
 def _paw(st, name, x, y, r):
     _fur(st, st.body, name + " paw", _oval(x - .04, y, r, r*.66), _paw_colour(st), hairs=.1)
-    for k in (-.35, .2): _line(st, st.body, [(x + k*r, y + .1*r), (x + k*r, y + .5*r)], _mix(st.coat, (50, 40, 40), .6), .035)
+    for k in (-.35, .2):
+        _line(st, st.body, [(x + k*r, y + .1*r), (x + k*r, y + .5*r)], _mix(st.coat, (50, 40, 40), .6), .035)
 
 # %% ../nbs/02_collection.ipynb #f7ade046
 def _sitting(st, slim):
@@ -644,8 +659,8 @@ def _standing(st, slim):
     deep = (.5 + .22*st.f["build"])*slim
     _tail(st, 2.5, .85)
     for x in (.75, 2.15): _leg(st, f"far{x}", x, 1.2, 2.25, .17*slim)
-    trunk = _curve([(-.2, .2), (.5, .42), (1.6, 1.1 - deep), (2.5, 1.05 - deep*.95), (2.8, 1.15), (2.45, 1.45 + deep*.3),
-                    (1.5, 1.05 + deep*.95), (.45, 1.15 + deep), (.05, 1.)])
+    trunk = _curve([(-.2, .2), (.5, .42), (1.6, 1.1 - deep), (2.5, 1.05 - deep*.95), (2.8, 1.15),
+                    (2.45, 1.45 + deep*.3), (1.5, 1.05 + deep*.95), (.45, 1.15 + deep), (.05, 1.)])
     _fur(st, st.body, "body", trunk, st.coat, _marks(st, "body", (1.3, 1.05, 1.4, .75)))
     for x in (.4, 2.5): _leg(st, f"near{x}", x, 1.3, 2.36, .19*slim)
 
@@ -653,7 +668,8 @@ def _standing(st, slim):
 def _lying(st, slim):
     high = .75 + .25*st.f["build"]
     _tail(st, 1.75, 1.45)
-    loaf = _curve([(-.8, .5), (0, .25), (1.1, .95 - high*.55), (1.95, .95), (2.1, 1.6), (1.4, 1.9), (0, 1.9), (-.9, 1.8), (-1.05, 1.1)])
+    loaf = _curve([(-.8, .5), (0, .25), (1.1, .95 - high*.55), (1.95, .95), (2.1, 1.6), (1.4, 1.9), (0, 1.9),
+                   (-.9, 1.8), (-1.05, 1.1)])
     _fur(st, st.body, "body", loaf, st.coat, _marks(st, "body", (.5, 1.1, 1.5, .8)))
     _fur(st, st.body, "haunch", _oval(1.5, 1.5, .55, .45), st.coat)
     for x in (-.42, .35): _paw(st, f"paw{x}", x, 1.85, .3*slim)
@@ -678,11 +694,12 @@ def _shadow(st):
 
 # %% ../nbs/02_collection.ipynb #a65aa372
 def _ear(st, s, inner, tip, outer, bulge, lining=True):
-    "An upright ear on side `s`: a leaf from `inner` over `tip` to `outer`; larger `bulge`, rounder leaf."
+    "An upright ear on side `s` from `inner` over `tip` to `outer`: pointed if it bulges little, else round."
     a, t, b = (np.array(p)*[s, 1] for p in (inner, tip, outer))
-    out = (a - b)[::-1]*[1, -1]*s*0
-    leaf = _curve([a, (a+t)/2 + (a-b)*bulge*.5 + out, t - (t - (a+b)/2)*bulge*.06, (b+t)/2 + (b-a)*bulge*.5, b, (a+b)/2], n=6) \
-        if bulge > .3 else np.concatenate([_curve([a, (a+t)/2 + (a-b)*bulge, t], closed=False), _curve([t, (b+t)/2 + (b-a)*bulge, b], closed=False)])
+    k = bulge*(.5 if bulge > .3 else 1)
+    up, down = (a+t)/2 + (a-b)*k, (b+t)/2 + (b-a)*k
+    if bulge > .3: leaf = _curve([a, up, t - (t - (a+b)/2)*bulge*.06, down, b, (a+b)/2], n=6)
+    else: leaf = np.concatenate([_curve([a, up, t], closed=False), _curve([t, down, b], closed=False)])
     _fur(st, st.head, f"ear{s}", leaf, _limb_colour(st), hairs=.3)
     if lining:
         mid = (a+b)/2*.9 + t*.1
@@ -711,12 +728,14 @@ def _dog_ears(st):
 def _hanging(st, k, u):
     low = .1 + .75*k*(.4 + .6*u)
     for s in (-1, 1):
-        ear = np.array([(.38, -.86), (.8, -.9), (1.12, -.5), (1.26, .1), (1.14, low), (.88, low*.9), (.78, .0), (.66, -.45)])*[s, 1]
+        ear = [(.38, -.86), (.8, -.9), (1.12, -.5), (1.26, .1), (1.14, low), (.88, low*.9), (.78, .0), (.66, -.45)]
+        ear = np.array(ear)*[s, 1]
         _fur(st, st.head, f"ear{s}", _curve(ear, n=5), _mix(_limb_colour(st), (50, 30, 25), .22), hairs=.6)
 def _tipped(st, k):
     for s in (-1, 1):
         top = -.72 - .6*k
-        flap = np.array([(.36, top + .1), (.7, top - .06), (1.02, top + .2), (1.0, top + .62), (.72, top + .45)])*[s, 1]
+        flap = [(.36, top + .1), (.7, top - .06), (1.02, top + .2), (1.0, top + .62), (.72, top + .45)]
+        flap = np.array(flap)*[s, 1]
         _fur(st, st.head, f"flap{s}", _curve(flap, n=5), _mix(_limb_colour(st), (50, 30, 25), .22), hairs=.2)
 
 # %% ../nbs/02_collection.ipynb #aabddd5b
@@ -731,7 +750,9 @@ _EARS = dict(cat=_cat_ears, dog=_dog_ears, fox=_fox_ears)
 # %% ../nbs/02_collection.ipynb #469d88fe
 def _eye(st, x, y, shut):
     f, cat = st.f, st.f["animal"] != "dog"
-    if shut: return _line(st, st.head, _curve([(x - .2, y + .06), (x, y - .1), (x + .2, y + .06)], closed=False), (44, 32, 34), .075)
+    if shut:
+        arc = _curve([(x - .2, y + .06), (x, y - .1), (x + .2, y + .06)], closed=False)
+        return _line(st, st.head, arc, (44, 32, 34), .075)
     s, ink, iris = 1 if x > 0 else -1, (34, 26, 30), _EYES[f["eye_colour"]]
     if cat:
         lid = np.array([(-.25, .06), (-.12, -.17), (.1, -.2), (.29, -.07), (.15, .15), (-.09, .18)])*[s, 1]
@@ -772,23 +793,27 @@ def _cat_muzzle(st):
 def _dog_muzzle(st):
     f, long = st.f, .12 + .3*st.f["muzzle"]
     x, y, ink = st.turn*(.28 + long*.5), .42 + long*.5, _mix(st.coat, (36, 24, 26), .78)
-    if f["mouth"] != "closed":
-        _fill(st, st.head, _curve([(x - .32, y + .26), (x + .32, y + .26), (x + .22, y + .56), (x - .22, y + .56)]), (124, 44, 54))
-    if f["mouth"] == "tongue":
-        _fill(st, st.head, _curve([(x - .15, y + .3), (x + .15, y + .3), (x + .17, y + .74), (x, y + .86), (x - .17, y + .74)]), (238, 122, 134))
-        _line(st, st.head, [(x, y + .36), (x, y + .7)], (206, 88, 104), .035)
+    _dog_mouth(st, np.array([x, y]))
     _fur(st, st.head, "muzzle", _ribbon([(x*.1, -.02), (x*.5, y*.5), (x, y)], [.26, .38, .44]), st.muzzle, hairs=.25)
     _dog_nose(st, x, y)
     smile = [(x - .38, y + .2), (x - .2, y + .33), (x, y + .22), (x + .2, y + .33), (x + .38, y + .2)]
     _line(st, st.head, _curve(smile, closed=False), ink, .05)
     _line(st, st.head, [(x, y + .05), (x, y + .23)], ink, .05)
 
-# %% ../nbs/02_collection.ipynb #f15cdf9f
+# %% ../nbs/02_collection.ipynb #07ea031b
+def _dog_mouth(st, at):
+    if st.f["mouth"] == "closed": return
+    _fill(st, st.head, _curve([(-.32, .26), (.32, .26), (.22, .56), (-.22, .56)]) + at, (124, 44, 54))
+    if st.f["mouth"] != "tongue": return
+    tongue = _curve([(-.15, .3), (.15, .3), (.17, .74), (0, .86), (-.17, .74)])
+    _fill(st, st.head, tongue + at, (238, 122, 134))
+    _line(st, st.head, np.array([(0, .36), (0, .7)]) + at, (206, 88, 104), .035)
+
 def _dog_nose(st, x, y):
     nose = _mix((44, 36, 42), (150, 92, 84), 0 if st.f["nose"] < .75 else .8)
-    top = y - .2
-    _fill(st, st.head, _curve([(x - .25, top), (x, top - .1), (x + .25, top), (x + .16, top + .2), (x, top + .26), (x - .16, top + .2)], n=5), nose)
-    _fill(st, st.head, _oval(x - .07, top - .01, .08, .04, n=10), _mix(nose, (255, 255, 255), .6))
+    shape = _curve([(-.25, 0), (0, -.1), (.25, 0), (.16, .2), (0, .26), (-.16, .2)], n=5)
+    _fill(st, st.head, shape + [x, y - .2], nose)
+    _fill(st, st.head, _oval(x - .07, y - .21, .08, .04, n=10), _mix(nose, (255, 255, 255), .6))
 
 # %% ../nbs/02_collection.ipynb #32654c83
 def _fox_muzzle(st):
@@ -796,7 +821,8 @@ def _fox_muzzle(st):
     for s in (-1, 1):
         cheek = np.array([(.1, .1), (.55, .05), (1.02, .3), (.6, .7), (.1, .95)])*[s, 1] + [x*.4, 0]
         _fur(st, st.head, f"cheek{s}", _curve(cheek), white, hairs=.4, ink=False)
-    _fur(st, st.head, "muzzle", _curve([(-.24, 0), (.24, 0), (x + .16, .75), (x, .95), (x - .16, .75)]), _mix(st.coat, white, .06), hairs=.2, ink=False)
+    bridge = _curve([(-.24, 0), (.24, 0), (x + .16, .75), (x, .95), (x - .16, .75)])
+    _fur(st, st.head, "muzzle", bridge, _mix(st.coat, white, .06), hairs=.2, ink=False)
     _fill(st, st.head, _oval(x, .84, .14, .11), (40, 34, 38))
 _MUZZLES = dict(cat=_cat_muzzle, dog=_dog_muzzle, fox=_fox_muzzle)
 
@@ -813,7 +839,9 @@ def _stubble(st):
     long = .12 + .3*st.f["muzzle"]
     x, y, r = st.turn*(.28 + long*.5), .5 + long*.5, .016 + .016*st.f["whiskers"]
     for s in (-1, 1):
-        for k in range(3): _fill(st, st.head, _oval(x + s*(.2 + .07*(k % 2)), y - .02 + .06*k, r, n=8), _mix(st.muzzle, (40, 30, 30), .6))
+        for k in range(3):
+            dot = _oval(x + s*(.2 + .07*(k % 2)), y - .02 + .06*k, r, n=8)
+            _fill(st, st.head, dot, _mix(st.muzzle, (40, 30, 30), .6))
 
 # %% ../nbs/02_collection.ipynb #e6fe061c
 def _skull(st):
@@ -859,7 +887,8 @@ def _clothes(st):
         _fill(st, st.head, _oval(.5, -.78, .1), _mix(colour, (0, 0, 0), .3))
     if kind == "scarf": _fill(st, st.body, _ribbon([(-.7, .75), (0, 1.12), (.7, .75)], [.17, .19, .17]), colour)
     if kind == "glasses":
-        for s in (-1, 1): _line(st, st.head, np.concatenate([_oval(s*.4 + st.turn*.1, -.1, .31)]*2)[:28], (40, 40, 50), .06)
+        for s in (-1, 1):
+            _line(st, st.head, np.tile(_oval(s*.4 + st.turn*.1, -.1, .31), (2, 1))[:28], (40, 40, 50), .06)
         _line(st, st.head, [(-.1 + st.turn*.1, -.1), (.1 + st.turn*.1, -.1)], (40, 40, 50), .06)
 
 # %% ../nbs/02_collection.ipynb #ac269caa
@@ -897,7 +926,8 @@ def _room(st, dice, n, h):
     for k in range(1, 6): d.line((0, y + k*k*n//70, n, y + k*k*n//70), fill=_mix(floor, (0, 0, 0), .25))
     d.rectangle((0, y - n//30, n, y), fill=_mix(wall, (255, 255, 255), .5))
     x, w = dice.uniform(0, .7)*n, dice.uniform(.2, .35)*n
-    d.rectangle((x, n*.06, x + w, n*.06 + w*1.1), fill=_hue(h + .5, .75, .5), outline=_hue(.09, .3, .4), width=max(n//40, 1))
+    d.rectangle((x, n*.06, x + w, n*.06 + w*1.1), fill=_hue(h + .5, .75, .5), outline=_hue(.09, .3, .4),
+                width=max(n//40, 1))
     return im
 
 # %% ../nbs/02_collection.ipynb #24d5b0fb
@@ -907,11 +937,14 @@ def _meadow(st, dice, n, h):
     d = ImageDraw.Draw(im)
     for _ in range(3):
         x, v = dice.uniform(0, n), dice.uniform(0, y*.6)
-        for k in (-1, 0, 1): d.ellipse((x + k*n*.07 - n*.08, v, x + k*n*.07 + n*.08, v + n*(.1 - .03*abs(k))), fill=(250, 252, 255))
+        for k in (-1, 0, 1):
+            c = x + k*n*.07
+            d.ellipse((c - n*.08, v, c + n*.08, v + n*(.1 - .03*abs(k))), fill=(250, 252, 255))
     for k in range(3):
         g = _hue(.22 + .12*h + .02*k, .52 - .08*k, .45)
         d.ellipse((dice.uniform(-.9, .1)*n, y + k*n*.07, dice.uniform(.9, 1.9)*n, y + n*1.4), fill=g)
-    for x, v in dice.uniform([0, y + n*.12], [n, n], (40, 2)): d.line((x, v, x + n*.015, v - n*.05), fill=_mix(g, (20, 60, 20), .3))
+    for x, v in dice.uniform([0, y + n*.12], [n, n], (40, 2)):
+        d.line((x, v, x + n*.015, v - n*.05), fill=_mix(g, (20, 60, 20), .3))
     return im
 
 # %% ../nbs/02_collection.ipynb #796bd714
@@ -959,30 +992,33 @@ def _background(st):
     st.im = place.filter(ImageFilter.BoxBlur(st.px/200)).resize((st.px, st.px), Image.Resampling.BILINEAR)
 
 # %% ../nbs/02_collection.ipynb #6e8bf475
+def _disc(d, x, y, r, colour): d.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 def _ball(st, dice, d, n):
     r, x = n*dice.uniform(.1, .16), n*dice.uniform(.1, .9)
     c, y = _hue(dice.random(), .55, .7), n*dice.uniform(.84, .98)
-    d.ellipse((x - r, y - r, x + r, y + r), fill=c)
+    _disc(d, x, y, r, c)
     d.arc((x - r*1.5, y - r, x + r*.4, y + r), -60, 60, fill=(250, 250, 250), width=int(r*.18) + 1)
     d.ellipse((x - r*.5, y - r*.7, x - r*.15, y - r*.4), fill=_mix(c, (255, 255, 255), .7))
 def _fence(st, dice, d, n):
     top, gap, w = n*dice.uniform(.6, .75), n*dice.uniform(.24, .36), n*.07
     c = _hue(.08, dice.uniform(.4, .9), .3)
     d.rectangle((0, top + n*.14, n, top + n*.19), fill=_mix(c, (0, 0, 0), .2))
-    for x in np.arange(-dice.random()*gap, n, gap): d.polygon([(x, n), (x, top), (x + w/2, top - w*.6), (x + w, top), (x + w, n)], fill=c)
+    for x in np.arange(-dice.random()*gap, n, gap):
+        d.polygon([(x, n), (x, top), (x + w/2, top - w*.6), (x + w, top), (x + w, n)], fill=c)
 
 # %% ../nbs/02_collection.ipynb #1bcc71a4
 def _flowers(st, dice, d, n):
     for x in dice.uniform(0, n, 4):
         y, c, r = n*dice.uniform(.62, .85), _hue(dice.random(), .65, .7), n*.035
         d.line((x, n, x, y), fill=(60, 130, 60), width=max(n//90, 1))
-        for a in np.arange(5)*1.257: d.ellipse((x + r*np.cos(a) - r*.7, y + r*np.sin(a) - r*.7, x + r*np.cos(a) + r*.7, y + r*np.sin(a) + r*.7), fill=c)
-        d.ellipse((x - r*.6, y - r*.6, x + r*.6, y + r*.6), fill=(250, 214, 80))
+        for a in np.arange(5)*1.257: _disc(d, x + r*np.cos(a), y + r*np.sin(a), r*.7, c)
+        _disc(d, x, y, r*.6, (250, 214, 80))
 def _mug(st, dice, d, n):
     x, w, top, c = n*dice.uniform(.02, .75), n*.2, n*dice.uniform(.72, .82), _hue(dice.random(), .6, .5)
     d.ellipse((x + w*.75, top + w*.25, x + w*1.3, top + w*.85), outline=c, width=int(w*.13) + 1)
     d.rectangle((x, top, x + w, n), fill=c)
-    d.ellipse((x, top - w*.15, x + w, top + w*.15), fill=_mix(c, (40, 20, 10), .7), outline=_mix(c, (255, 255, 255), .4))
+    d.ellipse((x, top - w*.15, x + w, top + w*.15), fill=_mix(c, (40, 20, 10), .7),
+              outline=_mix(c, (255, 255, 255), .4))
 def _grass(st, dice, d, n):
     for x, lean, up in dice.uniform([0, -.06, .1], [1, .06, .34], (34, 3))*n:
         d.polygon([(x - n*.014, n), (x + lean, n - up), (x + n*.014, n)], fill=_hue(.3, .28 + .2*up/n, .45))
@@ -1038,7 +1074,8 @@ def _checked(factors):
     "`factors` as a dictionary with everything that drawing needs."
     f = {k: v.item() if isinstance(v, np.generic) else v for k, v in dict(factors).items()}
     missing = [k for k in ("animal", *_PET_FACTORS, *_SCENE_FACTORS, "hour", "camera", "draw_seed") if k not in f]
-    if missing: raise InputError("a row of draw_factors()", f"none called {', '.join(missing)}", "start from such a row")
+    if missing:
+        raise InputError("a row of draw_factors()", f"none called {', '.join(missing)}", "start from such a row")
     for k, values in _CHOICES.items():
         if f[k] not in values: raise InputError(f"{k} among {', '.join(values)}", repr(f[k]), "choose one of them")
     return f
@@ -1052,14 +1089,16 @@ def draw_pets(
     knobs: dict | None = None,       # shares from 0 to 1 for any of night, camera, breed, fox, empty
     faults: dict | int | None = None # how many of each kind of fault to plant; a number plants so many of every kind
 ) -> pd.DataFrame:                   # the manifest, with the factors as extra columns
-    "Draw pets as JPEG files in `dest`/label/, with factors.csv and, where faults are planted, their key faults_key.csv."
+    "Draw pets as JPEG files in `dest`/label/, with factors.csv and, for planted faults, their key faults_key.csv."
     dest, faults = Path(dest), _faults(faults)
     plan = _plan(draw_factors(n, seed, knobs), faults, seed)
-    stamp = dict(version=_VERSION, n=n, seed=seed, size=_whole(size, "pixels", 16, 2048), knobs=_knobs(knobs), faults=faults)
+    stamp = dict(version=_VERSION, n=n, seed=seed, size=_whole(size, "of pixels", 16, 2048), knobs=_knobs(knobs),
+                 faults=faults)
     _claim(dest, stamp, set(plan["path"]))
     _draw_all(dest, plan, size)
-    if faults: _save_table(plan.loc[plan["fault"] != "", ["path", "fault", "of", "true_label"]], dest / "faults_key.csv")
-    plan = plan.drop(columns=["fault", "of", "true_label"])
+    key = plan.loc[plan["fault"] != "", ["path", "fault", "of", "true_label"]]
+    if faults: _save_table(key, dest / "faults_key.csv")
+    plan = plan.drop(columns=key.columns[1:])
     if not (dest / "factors.csv").exists(): _save_table(plan, dest / "factors.csv")
     plan = plan.assign(path=[(dest / p).as_posix() for p in plan["path"]], split="", source="drawn")
     seen = _inspect_all([Path(p) for p in plan["path"]]).drop(columns="reason")
@@ -1071,14 +1110,17 @@ def _save_table(df, path):
 _VERSION = 1
 def _claim(dest, stamp, planned):
     "Make sure that `dest` is ours to draw into; touches nothing otherwise."
-    if dest.exists() and not dest.is_dir(): raise InputError("a folder to draw into", f"a file at {dest}", "choose another name")
+    if dest.exists() and not dest.is_dir():
+        raise InputError("a folder to draw into", f"a file at {dest}", "choose another name")
     there = {f.relative_to(dest).as_posix() for f in _files(dest)} if dest.exists() else set()
     if "drawn.json" in there and (old := read_json(dest / "drawn.json")) != stamp:
         different = ", ".join(k for k in stamp if old.get(k) != stamp[k])
-        raise InputError(f"an empty folder or this very set in {dest}", f"a drawn set with another {different}", "choose another folder")
+        raise InputError(f"an empty folder or this very set in {dest}", f"a drawn set with another {different}",
+                         "choose another folder")
     strangers = sorted(there - planned - {"drawn.json", "factors.csv", "faults_key.csv"})
-    if strangers or (there and "drawn.json" not in there):
-        raise InputError(f"an empty folder or a drawn set in {dest}", f"other files, such as {(strangers or sorted(there))[0]}",
+    if there and "drawn.json" not in there: strangers = sorted(there)
+    if strangers:
+        raise InputError(f"an empty folder or a drawn set in {dest}", f"other files, such as {strangers[0]}",
                          "choose another folder, or move them away")
     if not there: write_json(dest / "drawn.json", stamp)
 
@@ -1088,8 +1130,9 @@ def _draw_all(dest, plan, size):
     rows = [row for row in plan.to_dict("records") if not (dest / row["path"]).exists()]
     if len(rows) < 100: return [_draw_files(dest, [row], size) for row in rows]
     parts = [rows[i:i + 20] for i in range(0, len(rows), 20)]
-    work = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(joblib.delayed(_draw_files)(dest, p, size) for p in parts)
-    for _ in progress(work, "drawing", len(parts)): pass
+    hands = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")
+    done = hands(joblib.delayed(_draw_files)(dest, part, size) for part in parts)
+    for _ in progress(done, "drawing", len(parts)): pass
 def _draw_files(dest, rows, size):
     for row in rows:
         with atomic_write(dest / row["path"]) as tmp: tmp.write_bytes(_file_of(draw_pet(row, size), row["fault"]))
@@ -1108,7 +1151,8 @@ def _faults(faults):
     if faults is None: return {}
     if not isinstance(faults, dict): return dict.fromkeys(_FAULTS, _whole(faults, "of every fault", 0))
     for name, count in faults.items():
-        if name not in _FAULTS: raise InputError(f"faults among {', '.join(_FAULTS)}", repr(name), "choose one of those names")
+        if name not in _FAULTS:
+            raise InputError(f"faults among {', '.join(_FAULTS)}", repr(name), "choose one of those names")
         _whole(count, f"of the fault {name}", 0)
     return {k: int(v) for k, v in faults.items() if v}
 
@@ -1116,7 +1160,8 @@ def _faults(faults):
 def _plan(df, faults, seed):
     "A row a file: `path, label, fault, of, true_label` and the factors."
     need, dice = sum(faults.values()), np.random.default_rng([seed, 99])
-    if need > len(df): raise InputError(f"at most {len(df)} faults in {len(df)} pictures", f"{need}", "plant fewer, or draw more")
+    if need > len(df):
+        raise InputError(f"at most {len(df)} faults in {len(df)} pictures", f"{need}", "plant fewer, or draw more")
     df = df.assign(fault="", of="", true_label="", path=[f"{l}/{l}_{i:05d}.jpg" for i, l in enumerate(df["label"], 1)])
     chosen, copies = iter(dice.permutation(len(df))), []
     for fault, count in faults.items():

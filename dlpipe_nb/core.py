@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'PICTURE_SUFFIXES', 'MAX_PIXELS', 'STAGES', 'InputError', 'PictureError', 'atomic_write', 'write_json',
-           'read_json', 'sha256_of', 'content_hash', 'is_picture_name', 'open_picture', 'picture_array',
+           'read_json', 'sha256_of', 'content_hash', 'seal', 'is_picture_name', 'open_picture', 'picture_array',
            'picture_statistics', 'set_seed', 'progress', 'Run', 'Checked', 'check']
 
 # %% ../nbs/00_core.ipynb #56129756
@@ -139,6 +139,14 @@ def content_hash(
     rows = sorted(f"{s} {l}" for s, l in zip(df["sha256"], df["label"]))
     return sha256_of("\n".join(rows).encode())
 
+def seal(
+    df # the rows of a manifest that are to be sealed
+) -> dict:
+    "What locks a set of pictures: how many of which labels, one hash over all, the name of each, and no opening yet."
+    names = {f"{s} {l}": Path(p).name for s, l, p in zip(df["sha256"], df["label"], df["path"])}
+    labels = {str(k): int(n) for k, n in df["label"].value_counts().items()}
+    return {"pictures": len(df), "labels": labels, "sha256": content_hash(df), "opened": [], "contents": names}
+
 # %% ../nbs/00_core.ipynb #09d52186
 #: What counts as a picture by its name. The contents decide in the end.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -170,7 +178,7 @@ def open_picture(
     except FileNotFoundError: raise PictureError("a picture file", f"no file {src}", "check the path") from None
     except InputError: raise
     except Exception as e: # a broken file can break a decoder in any way
-        raise PictureError("a picture that can be read", f"{_name_of(src)} can't be ({_short(e)})",
+        raise PictureError("a picture that can be read", f"{_name_of(src)} that can't be ({_short(e)})",
                            "replace the file, or leave it out") from e
     finally:
         if im is not None and im is not src: im.close()
@@ -194,6 +202,7 @@ def _as_rgb(im):
         return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
     return im.convert("RGB")
 
+# %% ../nbs/00_core.ipynb #bc20a7a2
 def _eight_bits(im):
     "A picture of 16 or 32 bits a pixel as one of 8: divided by 257, or stretched where the range isn't known."
     a = np.nan_to_num(np.asarray(im, dtype=np.float64))
@@ -202,7 +211,7 @@ def _eight_bits(im):
     return Image.fromarray((a / 257).round().astype(np.uint8))
 
 def _name_of(src):
-    return f"{src}" if isinstance(src, (str, os.PathLike)) else f"what was given ({type(src).__name__})"
+    return f"{src}" if isinstance(src, (str, os.PathLike)) else "one"
 
 def _short(e):
     "The first line of an error, without the memory address of an in-memory file."
@@ -302,14 +311,16 @@ def manifest(self: Run, name: str = "manifest.csv"):
     import pandas as pd
     if not (self / name).exists():
         raise InputError(f"{name} in {self.path}", "none", 'make it with run.ensure("manifest")')
-    text = dict.fromkeys(("path", "label", "split", "sha256", "source"), str)
+    text = dict.fromkeys(_TEXT, str)
     df = pd.read_csv(self / name, dtype=text, keep_default_na=False, na_values={c: [""] for c in _numbers(self / name)})
     return df.assign(path=[_moved(p, self.path, ".") for p in df["path"]])
 
 def _numbers(path):
     "The columns of a CSV file that aren't text by definition: only there is an empty cell a missing value."
     with open(path, encoding="utf-8", newline="") as f: head = f.readline().strip().split(",")
-    return [c for c in head if c not in ("path", "label", "split", "sha256", "source")]
+    return [c for c in head if c not in _TEXT]
+
+_TEXT = ("path", "label", "predicted", "split", "sha256", "source", "fault", "detail", "reason")
 
 # %% ../nbs/00_core.ipynb #2f63647e
 #: Each stage of a run: the file that proves it is finished, the function that makes it, the stage it needs.

@@ -26,14 +26,14 @@ def _checked(preds, labels=None):
     columns = [c for c in preds.columns if c.startswith("p_")] if labels is None else [f"p_{l}" for l in labels]
     labels = tuple(c[2:] for c in columns)
     if absent := [c for c in ("label", "predicted", "probability", *columns) if c not in preds]:
-        raise InputError("predictions with the column " + absent[0], ", ".join(preds.columns), "use training.predict_frame")
+        raise InputError(f"predictions with the column {absent[0]}", ", ".join(preds.columns), "use predict_frame")
     if not len(preds) or not labels: raise InputError("some predictions", "none", "predict some pictures first")
     place, ids = {l: i for i, l in enumerate(labels)}, []
     for c in ("label", "predicted"):
         ids.append(preds[c].astype(str).map(place).to_numpy(dtype=float))
         if np.isnan(ids[-1]).any():
             odd = preds[c][np.isnan(ids[-1])].iloc[0]
-            raise InputError(f"only {', '.join(labels)} in {c}", repr(odd), "leave those rows out, or train with that label")
+            raise InputError(f"only {', '.join(labels)} in {c}", repr(odd), "leave it out, or train with that label")
     p = preds[columns].to_numpy(dtype=float)
     if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-3)):
         raise InputError("probabilities that sum to 1 in each row", "others", "predict again, and look for a NaN loss")
@@ -63,7 +63,8 @@ def plot_confusion(
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(k, k) if k <= 12 else ():
         text = f"{table.values[i, j]}\n{share[i, j]:.1%}" if k <= 6 else f"{table.values[i, j]}"
-        ax.text(j, i, text, ha="center", va="center", color="white" if share[i, j] > .5 else "black", fontsize=14 if k < 4 else 9)
+        ax.text(j, i, text, ha="center", va="center", color="white" if share[i, j] > .5 else "black",
+                fontsize=14 if k < 4 else 9)
     ax.set_xticks(range(k), table.columns, rotation=0 if k <= 4 else 90)
     ax.set_yticks(range(k), table.index)
     ax.set(xlabel="predicted", ylabel="true", title=title)
@@ -121,8 +122,7 @@ def with_factors(
 def _groups(x, bins):
     "A column as text: words as they are, many-valued numbers in `bins` groups of like size, missing ones as 'missing'."
     if pd.api.types.is_numeric_dtype(x) and not pd.api.types.is_bool_dtype(x) and x.nunique() > 2 * bins:
-        cut = pd.qcut(x, bins, duplicates="drop")
-        return cut.map(lambda i: f"{i.left:.3g} to {i.right:.3g}", na_action="ignore").astype(object).where(x.notna(), "missing")
+        x = pd.qcut(x, bins, duplicates="drop").map(lambda i: f"{i.left:.3g} to {i.right:.3g}", na_action="ignore")
     return x.astype(object).where(x.notna(), "missing").astype(str)
 
 # %% ../nbs/06_evaluation.ipynb #6a07adb2
@@ -135,7 +135,7 @@ def by(
     "The accuracy of each slice with its interval: value, n, right, accuracy, low, high; the lowest accuracy first."
     _checked(preds)
     if column not in preds:
-        raise InputError(f"a column {column!r} in the predictions", ", ".join(preds.columns), "merge it in from the manifest")
+        raise InputError(f"a column {column!r} in the predictions", ", ".join(preds.columns), "use with_factors")
     right = preds["label"].astype(str) == preds["predicted"].astype(str)
     out = right.groupby(_groups(preds[column], bins).rename("value")).agg(n="size", right="sum").reset_index()
     out["accuracy"] = out["right"] / out["n"]
@@ -213,7 +213,8 @@ def reliability_diagram(
     for name, some, colour, shift in shown:
         r = reliability(some)
         ax.vlines(r["probability"] + shift, r["low"], r["high"], color=colour, alpha=.5)
-        ax.scatter(r["probability"] + shift, r["accuracy"], 15 + 180 * (r["n"] / len(some)) ** .5, color=colour, zorder=3,
+        area = 15 + 180 * (r["n"] / len(some)) ** .5
+        ax.scatter(r["probability"] + shift, r["accuracy"], area, color=colour, zorder=3,
                    label=f"{name}: error {calibration_error(some):.3f}")
         below.hist(some["probability"], bins=np.linspace(start, 1, 21), histtype="step", color=colour, lw=1.5)
     ax.plot([start, 1], [start, 1], ":", color="grey")
@@ -250,7 +251,8 @@ def threshold(
     i = good[-1]
     if i == len(levels) - 1: return Threshold(0.0, 1.0, float(right.mean()), True)
     middle = float(-(levels[i] + levels[i + 1]) / 2)
-    return Threshold(middle if middle > -levels[i + 1] else float(-levels[i]), float(count[i] / n), float(hits[i] / count[i]), True)
+    value = middle if middle > -levels[i + 1] else float(-levels[i])
+    return Threshold(value, float(count[i] / n), float(hits[i] / count[i]), True)
 
 # %% ../nbs/06_evaluation.ipynb #f84979f3
 @dataclass(frozen=True)
@@ -273,15 +275,16 @@ class Evaluation:
 
     def __repr__(self):
         return (f"Evaluation({self.right} of {self.n} right, {self.accuracy:.1%} "
-                f"({self.interval[0]:.1%} to {self.interval[1]:.1%}); temperature {self.temperature:.2f}, calibration error "
-                f"{self.ece_before:.3f} → {self.ece_after:.3f}; threshold {self.threshold:.2f} answers {self.coverage:.1%}"
+                f"({self.interval[0]:.1%} to {self.interval[1]:.1%}); temperature {self.temperature:.2f}, "
+                f"calibration error {self.ece_before:.3f} → {self.ece_after:.3f}; "
+                f"threshold {self.threshold:.2f} answers {self.coverage:.1%}"
                 f"{''.join('; ' + n for n in self.notes)})")
 
 # %% ../nbs/06_evaluation.ipynb #af971639
 def evaluate(
     preds: pd.DataFrame,     # predictions on the validation split
     labels: tuple[str, ...] | None = None, # the problem's labels; by default those of the p_ columns
-    target: float = 0.90,    # the accuracy that the kept answers must reach
+    target: float = 0.90,    # the accuracy that the kept answers must reach at the least
     confidence: float = 0.95 # of the accuracy's interval
 ) -> Evaluation:
     "Accuracy, confusion, calibration and threshold of predictions; an `InputError` if they have only one true label."
@@ -290,9 +293,12 @@ def evaluate(
         raise InputError("pictures of at least two labels", f"only {labels[true[0]]}", "split again with more pictures")
     table, right, t = confusion(preds, labels), int((true == said).sum()), temperature(preds)
     calm = scaled(preds, t)
-    cut = threshold(calm, target)
+    strict = 1 - (1 - target) / 10
+    cut = threshold(calm, strict)
+    notes = [] if cut.reached else [f"no threshold reaches {strict:.4g}, so the answers kept reach {target:.4g}"]
+    if not cut.reached: cut = threshold(calm, target)
     rows = per_class(table).astype(object).where(lambda d: d.notna(), None).to_dict("index")
-    notes = [] if cut.reached else [f"no threshold reaches {target:.4g}, so nothing is unsure"]
+    if not cut.reached: notes = [f"no threshold reaches {target:.4g}, so nothing is unsure"]
     if right == len(preds): notes.append("no mistake to fit a temperature to, so it stays 1")
     return Evaluation(len(preds), right, right / len(preds), interval(right, len(preds), confidence), labels,
                       table.values.tolist(), rows, t, calibration_error(preds), calibration_error(calm),
@@ -304,7 +310,7 @@ def evaluate_into(
 ) -> Evaluation:
     "Evaluate the validation predictions; write evaluation.json and the figures confusion, worst and reliability."
     if not (run / "valid_predictions.csv").exists():
-        raise InputError(f"predictions in {run.path}", "no valid_predictions.csv", 'make them with run.ensure("learner")')
+        raise InputError(f"valid_predictions.csv in {run.path}", "none", 'make it with run.ensure("learner")')
     problem, preds = Problem.load(run), run.manifest("valid_predictions.csv")
     res = evaluate(preds, problem.labels, problem.target, problem.confidence)
     run.save_figure(plot_confusion(confusion(preds, problem.labels), "validation pictures"), "confusion")
@@ -318,7 +324,8 @@ def evaluate_into(
 def _check_1(answer):
     if isinstance(answer, bool) or not isinstance(answer, (int, float)): return "give a number between 0 and 1"
     if abs(answer - 70 / 80) < 2e-3: return ""
-    if abs(answer - 0.70) < 1e-9: return "0.70 is the recall of dog: of the 100 dogs, 70 were found. Precision goes down the column"
+    if abs(answer - 0.70) < 1e-9:
+        return "0.70 is the recall of dog: of the 100 dogs, 70 were found. Precision goes down the column"
     if abs(answer - 0.80) < 1e-9: return "0.80 is the accuracy, of cats and dogs together"
     if abs(answer - 0.75) < 1e-9: return "0.75 is the precision of cat: take the other column"
     if 1 < answer <= 100: return "a precision is a share between 0 and 1, not per cent"
@@ -343,7 +350,8 @@ def _check_2(answer):
 # %% ../nbs/06_evaluation.ipynb #331430bf
 def _check_3(answer):
     light = ["dim"] * 40 + ["bright"] * 40 + ["odd"] * 3
-    some = pd.DataFrame({"light": light, "correct": [True] * 30 + [False] * 10 + [True] * 38 + [False] * 2 + [False] * 3})
+    right = [True] * 30 + [False] * 10 + [True] * 38 + [False] * 5
+    some = pd.DataFrame({"light": light, "correct": right})
     gap = answer(some, "light")
     if not isinstance(gap, (int, float, np.number)): return f"give one number, not {type(gap).__name__}"
     if abs(gap - 0.2) < 1e-9: return ""

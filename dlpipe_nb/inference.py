@@ -8,6 +8,8 @@ __all__ = ['FORMAT', 'FORMAT_VERSION', 'Prediction', 'BundleError', 'seal_of', '
            'picture', 'Report', 'classify']
 
 # %% ../nbs/10_inference.ipynb #8bfc9003
+import contextlib
+import importlib
 import json
 import os
 from collections import deque
@@ -247,7 +249,7 @@ def _url(where):
 
 # %% ../nbs/10_inference.ipynb #5c41646a
 class Store:
-    "Predictions and feedback in a database: SQLite by default, any that SQLAlchemy knows by its URL."
+    "Predictions and feedback in a database: SQLite by default, PostgreSQL by its URL."
     def __init__(self,
                  where: str | Path,               # a file, or a database URL
                  images: str | Path | None = None # a folder to keep the pictures themselves in, if at all
@@ -286,14 +288,31 @@ def add(
     source: str = ""                   # where the pictures came from
 ) -> list[int]:
     "Write predictions in one transaction; gives their ids in order. One already there (same picture, same model) keeps its id."
-    import sqlalchemy as sa
     predictions = list(predictions)
-    with self.engine.begin() as db:
+    with self._writing() as db:
         have = self._ids(db, predictions)
         rows = {(p.sha256, p.model): _row(p, source) for p in predictions if (p.sha256, p.model) not in have}
-        if rows: db.execute(sa.insert(self.table), list(rows.values()))
+        if rows: db.execute(self._insert_new(), list(rows.values()))
         have |= self._ids(db, predictions) if rows else {}
     return [have[p.sha256, p.model] for p in predictions]
+
+# %% ../nbs/10_inference.ipynb #d63ddeb5
+@_patch
+def _insert_new(self: Store):
+    "An insert that passes over what another process has written in the meantime."
+    insert = importlib.import_module(f"sqlalchemy.dialects.{self.engine.dialect.name}").insert
+    return insert(self.table).on_conflict_do_nothing(index_elements=["sha256", "model"])
+
+@contextlib.contextmanager
+def _writing(self):
+    "A transaction; what the database can't do (a full disk, a lock that stays) is said in words."
+    import sqlalchemy as sa
+    try:
+        with self.engine.begin() as db: yield db
+    except sa.exc.OperationalError as e:
+        raise InputError("a database that can be written", f"{self.where}: {_first_line(e)}", "free it, or choose another") from e
+
+Store._writing = _writing
 
 # %% ../nbs/10_inference.ipynb #a7b662af
 @_patch
@@ -356,7 +375,7 @@ def add_feedback(
     "Keep what somebody says a picture shows; gives the feedback's id. Earlier feedback stays."
     import sqlalchemy as sa
     if not isinstance(label, str) or not label.strip(): raise InputError("a label", repr(label), "say what the picture shows")
-    with self.engine.begin() as db:
+    with self._writing() as db:
         if db.execute(sa.select(self.table.c.id).where(self.table.c.id == prediction_id)).first() is None:
             raise InputError("the id of a prediction in this store", repr(prediction_id), "look it up with predictions()")
         row = dict(prediction_id=prediction_id, label=label.strip(), given_by=by, given_at=_now())

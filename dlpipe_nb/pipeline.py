@@ -84,8 +84,8 @@ def _testing(run, s):
     from dlpipe_nb.features import hand_scores
     from dlpipe_nb.testing import test_into
     held = run.manifest().query("split == 'test'")
-    baselines = {"always one class": float(held["label"].value_counts(normalize=True).iloc[0]),
-                 "hand-made features": float((hand_scores(run, held) == held["label"].to_numpy()).mean())}
+    baselines = {"majority": float(held["label"].value_counts(normalize=True).iloc[0]),
+                 "hand": float((hand_scores(run, held) == held["label"].to_numpy()).mean())}
     test_into(run, baselines=baselines)
     return run.read_json("test.json")["sentence"]
 

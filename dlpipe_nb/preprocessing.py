@@ -20,8 +20,7 @@ from fastai.vision.core import PILImage, imagenet_stats
 from joblib import Parallel, delayed
 from sklearn.model_selection import train_test_split
 
-from .core import (InputError, Run, content_hash, open_picture, picture_array, progress,
-                            sha256_of)
+from .core import InputError, Run, open_picture, picture_array, progress, seal, sha256_of
 
 # %% ../nbs/03_preprocessing.ipynb #83f20a21
 def fault_of(
@@ -124,13 +123,19 @@ def clean_into(
     "Clean and split the run's manifest, write faults.csv and seal.json; gives the report of faults."
     kept, report = clean(run.manifest())
     done = split(kept, valid, test, seed)
+    report = pd.concat([_found_before(run), report], ignore_index=True).drop_duplicates("path")
     run.save_manifest(report, "faults.csv")
     run.save_manifest(done)
-    held = done[done["split"] == "test"]
-    run.write_json("seal.json", {"pictures": len(held), "labels": held["label"].value_counts().to_dict(),
-                                 "sha256": content_hash(held), "opened": [],
-                                 "sealed": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    locked = seal(done[done["split"] == "test"]) | {"sealed": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    if run.has("clean") and (old := run.read_json("seal.json"))["sha256"] == locked["sha256"]: locked = old
+    run.write_json("seal.json", locked)
     return report
+
+# %% ../nbs/03_preprocessing.ipynb #511cb4ce
+def _found_before(run):
+    "The faults of an earlier cleaning of this run: their pictures are no longer in the manifest."
+    if (run / "faults.csv").exists(): return run.manifest("faults.csv")
+    return pd.DataFrame(columns=["path", "fault", "detail"])
 
 # %% ../nbs/03_preprocessing.ipynb #908f5232
 def squares(

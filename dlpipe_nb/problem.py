@@ -77,7 +77,8 @@ class Problem:
         put = lambda name, value: object.__setattr__(self, name, value)
         if not isinstance(self.question, str) or not self.question.strip():
             raise InputError("a question in words", repr(self.question), "ask it as you would ask a person")
-        if self.metric != "accuracy": raise InputError("the metric accuracy", repr(self.metric), "use accuracy and costs")
+        if self.metric != "accuracy":
+            raise InputError("the metric accuracy", repr(self.metric), "use accuracy and costs")
         put("labels", _labels(self.labels))
         put("out_of_scope", _words(self.out_of_scope))
         put("target", _share("target", self.target))
@@ -173,9 +174,10 @@ def pictures_needed(
     confidence: float = 0.95 # of the interval, between 0 and 1
 ) -> int:
     "The fewest test pictures with which an observed rate of `target + margin` has an interval that starts at `target`."
-    target, margin, z = _share("target", target), _share("margin", margin), norm.isf((1 - _share("confidence", confidence)) / 2)
+    target, margin = _share("target", target), _share("margin", margin)
+    z = norm.isf((1 - _share("confidence", confidence)) / 2)
     if target + margin > 1 + 1e-12:
-        raise InputError(f"a margin of at most {1 - target:.4g} above {target:g}", f"{margin:g}", "choose a smaller margin")
+        raise InputError(f"a margin of at most {1 - target:.4g} above {target:g}", f"{margin:g}", "choose a smaller one")
     return math.ceil(target * (1 - target) * (z / margin) ** 2)
 
 # %% ../nbs/01_problem.ipynb #fd40074e
@@ -183,8 +185,8 @@ def _check_1(answer):
     if isinstance(answer, bool) or not isinstance(answer, int): return "give a whole number of pictures, such as 95"
     if not 0 <= answer <= 100: return f"{answer} of 100 can't be"
     low = interval(answer, 100)[0]
-    if answer == 90: return f"90 of 100 is right on the target, but its interval starts at {low:.3f}: luck may have helped"
-    if low < 0.90: return f"the interval of {answer} of 100 starts at {low:.3f}, which is below 0.90: more must be right"
+    if answer == 90: return f"90 of 100 is on the target, but its interval starts at {low:.3f}: luck may have helped"
+    if low < 0.90: return f"the interval of {answer} of 100 starts at {low:.3f}, below 0.90: more must be right"
     if interval(answer - 1, 100)[0] >= 0.90: return f"{answer} is enough, but not the fewest: try one less"
     return ""
 
@@ -195,18 +197,24 @@ def _check_2(answer):
     if answer(0.2, 1, 1) != "cat":
         return ("with equal costs and one dog in five, saying cat is wrong less often: "
                 "saying cat costs something when it is a dog")
-    if said != "dog": return "with one dog in five, each costing 10, always saying cat costs 2 an animal: count the costs too"
+    if said != "dog":
+        return "with one dog in five, each costing 10, always saying cat costs 2 an animal: count the costs too"
     if answer(0.8, 10, 1) != "dog": return "four dogs in five, each costing 10: the shares and costs must be multiplied"
-    if answer(0.5, 1, 3) != "cat": return "the costs look swapped: the second is a dog taken for a cat, the third a cat taken for a dog"
-    if answer(0.05, 10, 1) != "cat": return "with one dog in twenty, cat costs 0.5 an animal and dog 0.95: weigh each cost by its share"
+    if answer(0.5, 1, 3) != "cat":
+        return "the costs look swapped: the second is a dog taken for a cat, the third a cat taken for a dog"
+    if answer(0.05, 10, 1) != "cat":
+        return "with one dog in twenty, cat costs 0.5 an animal and dog 0.95: weigh each cost by its share"
     return ""
 
 # %% ../nbs/01_problem.ipynb #3c7513e1
 def _check_3(answer):
     if type(answer).__name__ != "Problem": return f"give a Problem, not {type(answer).__name__}"
-    if {l.casefold() for l in answer.labels} == {"cat", "dog"}: return "that is the shelter's problem: find one of your own"
-    if not answer.out_of_scope: return "name at least one thing out of scope: what will be in front of the camera one day?"
-    if answer.target <= 1 / len(answer.labels):
-        return f"guessing among {len(answer.labels)} labels reaches {1 / len(answer.labels):.2f}: ask for more than {answer.target:g}"
+    k = len(answer.labels)
+    if {l.casefold() for l in answer.labels} == {"cat", "dog"}:
+        return "that is the shelter's problem: find one of your own"
+    if not answer.out_of_scope:
+        return "name at least one thing out of scope: what will be in front of the camera one day?"
+    if answer.target <= 1 / k:
+        return f"guessing among {k} labels reaches {1 / k:.2f}: ask for more than {answer.target:g}"
     if not answer.costs: return "say what at least one error costs, as {true: {said: cost}}: who is hurt by which?"
     return ""

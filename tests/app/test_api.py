@@ -1,10 +1,7 @@
 """The service, over a real socket on 127.0.0.1: what it answers, what it refuses, and that nothing stops it."""
 from __future__ import annotations
 
-import http.client
 import io
-import json
-import os
 import signal
 import socket
 import struct
@@ -308,7 +305,8 @@ def test_without_a_store(tiny_bundle):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.168.1.7", "example.com"])
 @pytest.mark.parametrize("token", [None, ""])
-def test_an_open_address_needs_a_token(tiny_bundle, host, token):
+def test_an_open_address_needs_a_token(tiny_bundle, monkeypatch, host, token):
+    monkeypatch.setattr("dlpipe_nb.api.uvicorn.Server", lambda config: pytest.fail("it would have listened"))
     with pytest.raises(InputError, match="token"): serve(tiny_bundle, host=host, port=0, token=token)
 
 

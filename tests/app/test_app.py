@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from conftest import BLUE, GREY, RED, ROOT, picture, sideways
 from dlpipe_nb.core import InputError

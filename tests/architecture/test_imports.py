@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "evaluation":    "core problem",
     "tuning":        "core training evaluation",
     "testing":       "core problem training evaluation",
-    "export":        "core testing",
+    "export":        "core preprocessing training testing inference",
     "inference":     "core",
     "app":           "core inference",
     "api":           "core inference",
