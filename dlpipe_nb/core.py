@@ -167,9 +167,9 @@ def open_picture(
     size: int | None = None # the pixels that the short side will be resized to: lets a JPEG be decoded smaller, and faster
 ) -> Image.Image:
     "The picture as an upright 8-bit RGB image. Raises `PictureError` for what is no picture, broken, or too large."
-    im = None
+    files = contextlib.ExitStack()
     try:
-        im = _opened(src)
+        im = _opened(src, files)
         if not im.width * im.height: raise PictureError("a picture", f"no pixels in {_name_of(src)}", "leave it out")
         if im.width * im.height > MAX_PIXELS: raise _too_large(src, im.width, im.height)
         if size and im.format == "JPEG" and im is not src: im.draft("RGB", (2 * size, 2 * size))
@@ -180,18 +180,19 @@ def open_picture(
     except Exception as e: # a broken file can break a decoder in any way
         raise PictureError("a picture that can be read", f"{_name_of(src)} that can't be ({_short(e)})",
                            "replace the file, or leave it out") from e
-    finally:
-        if im is not None and im is not src: im.close()
+    finally: files.close()
 
 # %% ../nbs/00_core.ipynb #9be2e0cb
-def _opened(src):
-    "`src` as a PIL image, not decoded yet."
+def _opened(src, files):
+    "`src` as a PIL image, not decoded yet; what has to be closed later goes to `files`."
     if isinstance(src, Image.Image): return src
     if isinstance(src, np.ndarray): return Image.fromarray(src)
     if isinstance(src, (bytes, bytearray, memoryview)): src = io.BytesIO(src)
     elif isinstance(src, (str, os.PathLike)) and os.path.isdir(src):
         raise PictureError("a picture file", f"a folder, {src}", "give the files in it")
-    return Image.open(src)
+    # a file is given to Pillow opened: by its path it maps some TIFFs into memory and then forgets their EXIF turn
+    if isinstance(src, (str, os.PathLike)): src = files.enter_context(open(src, "rb"))
+    return files.enter_context(Image.open(src))
 
 def _as_rgb(im):
     "Any mode as RGB: transparency on white, 16 and 32 bits scaled by their range."

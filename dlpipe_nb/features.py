@@ -71,7 +71,8 @@ def edge_directions(
 ) -> np.ndarray:
     "HOG of the grey picture (Dalal and Triggs 2005): 9 directions, cells of 8×8 pixels, blocks of 2×2 cells."
     if min(a.shape[:2]) < 16:
-        raise InputError("pictures of at least 16×16 pixels for edges", f"{a.shape[1]}×{a.shape[0]}", "choose a larger size")
+        raise InputError("pictures of at least 16×16 pixels for edges", f"{a.shape[1]}×{a.shape[0]}",
+                         "choose a larger size")
     return hog(a.mean(axis=2) / 255, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
 
 # %% ../nbs/04_features.ipynb #6bacda48
@@ -100,10 +101,12 @@ def fit_baseline(
     "Standardise and fit a logistic regression (scikit-learn); the same data give the same model."
     X, y = np.asarray(X), np.asarray(y)
     if X.ndim != 2 or len(X) != len(y):
-        raise InputError("a row of features for each label", f"features {X.shape} and {len(y)} labels", "describe the same pictures")
+        raise InputError("a row of features for each label", f"features {X.shape} and {len(y)} labels",
+                         "describe the same pictures")
     if not np.isfinite(X).all():
         raise InputError("finite features", f"{(~np.isfinite(X)).sum()} that aren't", "look for a division by zero")
-    if len(np.unique(y)) < 2: raise InputError("labels of two classes or more", "one class", "add pictures of another class")
+    if len(np.unique(y)) < 2:
+        raise InputError("labels of two classes or more", "one class", "add pictures of another class")
     return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000, random_state=0)).fit(X, y)
 
 # %% ../nbs/04_features.ipynb #b3e84aba
@@ -169,12 +172,12 @@ def plot_baselines(
 
 # %% ../nbs/04_features.ipynb #ccc7ec1a
 def embed(
-    learn: Learner,          # any Learner on pictures (n, 3, s, s) with a pooling or flattening layer before its last ones
+    learn: Learner,          # on pictures (n, 3, s, s), with a pooling or flattening layer before its last ones
     df: pd.DataFrame,        # a manifest: only `path` is used
     size: int | None = None, # the side of the pictures in pixels; by default what the Learner was trained on
     bs: int = 64             # pictures at a time
 ) -> np.ndarray:
-    "What the network holds just before its last layers: float32 of shape (n, d). Pictures are normalised as in `make_dls`."
+    "What the network holds just before its last layers: float32 (n, d). Pictures are normalised as in `make_dls`."
     need_columns(df, ("path",))
     size = size or getattr(learn, "record", {}).get("size") or learn.dls.valid.one_batch()[0].shape[-1]
     device, was = next(learn.model.parameters()).device, learn.model.training
@@ -257,9 +260,11 @@ def plot_neighbours(
 def _check_1(answer):
     try: n = float(answer)
     except (TypeError, ValueError): return "give a whole number"
-    told = {7 * 7 * 9: "each block keeps the histograms of all its four cells, not one", 4 * 4 * 4 * 9:
-            "blocks overlap: they move on by one cell, not by two", 8 * 8 * 4 * 9: "the last cell of a row has no neighbour: 8 cells make 7 blocks",
-            8 * 8 * 9: "those are the cells; the blocks of 2×2 cells are what is kept", 64 * 64 * 9: "a cell of 8×8 pixels shares one histogram"}
+    told = {7 * 7 * 9: "each block keeps the histograms of all its four cells, not one",
+            4 * 4 * 4 * 9: "blocks overlap: they move on by one cell, not by two",
+            8 * 8 * 4 * 9: "the last cell of a row has no neighbour: 8 cells make 7 blocks",
+            8 * 8 * 9: "those are the cells; the blocks of 2×2 cells are what is kept",
+            64 * 64 * 9: "a cell of 8×8 pixels shares one histogram"}
     if n == 7 * 7 * 4 * 9: return ""
     return told.get(n, f"count the blocks in a row, square it, times 4 cells, times 9 directions; you say {n:g}")
 
@@ -271,12 +276,15 @@ def _check_2(answer):
     got = np.asarray(answer(X.copy(), V.copy()), dtype=float)
     both = np.r_[X, V]
     if got.shape != V.shape: return f"give the new rows, standardised, of the shape {V.shape}; yours have {got.shape}"
-    if np.allclose(got, (V - V.mean(0)) / V.std(0)): return "that uses the new rows' own mean: two pictures alike would become two numbers unlike"
-    if np.allclose(got, (V - both.mean(0)) / both.std(0)): return "the new rows leak into the mean: take it from the training rows only"
-    if np.allclose(got, (V - X.mean()) / X.std()): return "each feature has a mean of its own: take it down the columns (axis=0)"
-    if np.allclose(got, (V - X.mean(0)) / X.var(0)): return "that divides by the variance; the standard deviation is its root"
-    if np.allclose(got, V - X.mean(0)): return "subtracting the mean is half of it: divide by the standard deviation too"
-    if not np.allclose(got, (V - X.mean(0)) / X.std(0), rtol=0.03): return "subtract the training rows' mean and divide by their standard deviation"
+    told = [((V - V.mean(0)) / V.std(0), "that uses the new rows' own mean: one picture would get other numbers in other company"),
+            ((V - both.mean(0)) / both.std(0), "the new rows leak into the mean: take it from the training rows only"),
+            ((V - X.mean()) / X.std(), "each feature has a mean of its own: take it down the columns (axis=0)"),
+            ((V - X.mean(0)) / X.var(0), "that divides by the variance; the standard deviation is its root"),
+            (V - X.mean(0), "subtracting the mean is half of it: divide by the standard deviation too")]
+    for wrong, why in told:
+        if np.allclose(got, wrong): return why
+    if not np.allclose(got, (V - X.mean(0)) / X.std(0), rtol=0.03):
+        return "subtract the training rows' mean and divide by their standard deviation"
     if not np.isfinite(np.asarray(answer(old, new), dtype=float)).all():
         return "right, but a feature that never changes has a standard deviation of 0: divide by 1 there"
     return ""
@@ -288,6 +296,7 @@ def _check_3(answer):
     if any(r.ndim == 0 for r in rows): return "give a row of numbers, even if it is a row of one: np.array([...])"
     if any(r.ndim > 1 for r in rows): return f"give a one-dimensional row, not the shape {rows[0].shape}: ravel() it"
     if len({len(r) for r in rows}) > 1: return "give a row of the same length for every picture"
-    if not all(np.isfinite(r.astype(float)).all() for r in rows): return "a black picture gives a number that isn't finite: divide by something that can't be 0"
+    if not all(np.isfinite(r.astype(float)).all() for r in rows):
+        return "a black picture gives a number that isn't finite: divide by something that can't be 0"
     if np.array_equal(rows[0], rows[1]): return "two different pictures get the same row: it says nothing about them"
     return "that is every pixel: a feature should forget something" if len(rows[0]) >= 64 * 64 * 3 else ""

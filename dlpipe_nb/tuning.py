@@ -29,7 +29,8 @@ def distributions(
 ) -> dict[str, optuna.distributions.BaseDistribution]:
     "The search space in Optuna's words; an `InputError` names a setting that can't be searched."
     if not space:
-        raise InputError("at least one setting to search", "an empty space", 'give one, such as {"lr": (1e-4, 1e-1, "log")}')
+        raise InputError("at least one setting to search", "an empty space",
+                         'give one, such as {"lr": (1e-4, 1e-1, "log")}')
     return {name: _distribution(name, spec) for name, spec in space.items()}
 
 # %% ../nbs/07_tuning.ipynb #f995f5cd
@@ -51,7 +52,7 @@ def _is_range(low=None, high=None, scale="even", *more):
 
 # %% ../nbs/07_tuning.ipynb #83ae18d2
 class _InOrder(optuna.samplers.BaseSampler):
-    "Asks `make(i)` for the sampler of trial i. Failed trials aren't counted, so a continued study goes on where it stopped."
+    "Asks `make(i)` for the sampler of trial i; failed trials aren't counted, so a study goes on where it stopped."
     def __init__(self, make): self.make, self.inner = make, make(0)
     def before_trial(self, study, trial):
         failed = optuna.trial.TrialState.FAIL
@@ -155,14 +156,14 @@ def _finished(study):
 
 # %% ../nbs/07_tuning.ipynb #be974a8e
 def tune(
-    objective,                        # a function: settings (dict) → a number, the higher the better; NaN for a failed trial
-    space: dict,                      # setting → (low, high), (low, high, "log") or a list of choices
-    trials: int = 20,                 # finished trials the study shall have in the end; a grid may need fewer
-    sampler: str = "tpe",             # one of `SAMPLERS`
+    objective,            # a function: settings (dict) → a number, the higher the better; NaN for a hopeless trial
+    space: dict,          # setting → (low, high), (low, high, "log") or a list of choices
+    trials: int = 20,     # finished trials the study shall have in the end; a grid may need fewer
+    sampler: str = "tpe", # one of `SAMPLERS`
     storage: str | Path | None = None, # a file or a database URL; None keeps the study in memory only
-    seed: int = 1,                    # the same seed tries the same settings
-    name: str = "study",              # the study's name in the database
-    about: dict | None = None         # what else must agree for two trials to be compared: the data, the epochs, …
+    seed: int = 1,        # the same seed tries the same settings
+    name: str = "study",  # the study's name in the database
+    about: dict | None = None # what else must agree for two trials to be compared: the data, the epochs, …
 ) -> optuna.Study:
     "Search `space`, continuing the study if there is one; an `InputError` if that study was of something else."
     if trials < 1: raise InputError("at least one trial", f"{trials}", "give a larger budget")
@@ -212,7 +213,8 @@ def best(
 ) -> dict:
     "The best trial: its `settings`, `value`, number, and out of how many it is the best."
     done = [t for t in _finished(study) if t.value is not None]
-    if not done: raise InputError("a study with a complete trial", "none", "search first, or look at trials_table(study)")
+    if not done:
+        raise InputError("a study with a complete trial", "none", "search first, or look at trials_table(study)")
     top = max(done, key=lambda t: t.value)
     return {"settings": dict(top.params), "value": top.value, "trial": top.number, "trials": len(_finished(study))}
 
@@ -229,7 +231,8 @@ def plot_trials(
     axs[0].plot(df["trial"], df["value"].cummax(), color="0.6", drawstyle="steps-post", label="best so far")
     for ax, name in zip(axs, ["trial", *names]):
         ax.scatter(df[name], df["value"], c=df["trial"], cmap="Blues", vmin=-len(df), edgecolor="0.3", lw=0.5)
-        ax.scatter(top["trial"] if name == "trial" else top["settings"][name], top["value"], s=160, fc="none", ec="C3", lw=2)
+        where = top["trial"] if name == "trial" else top["settings"][name]
+        ax.scatter(where, top["value"], s=160, fc="none", ec="C3", lw=2)
         ax.set(xlabel=name, xscale="log" if "log" in plan["space"].get(name, ()) else ax.get_xscale())
     axs[0].set(ylabel=what)
     axs[0].legend(loc="center right")
@@ -241,7 +244,7 @@ def luck(
     trials: int,    # trials that are really all equally good
     accuracy: float # how good they really are
 ) -> float:
-    "The accuracy to expect of the best trial if no setting mattered: the mean of the largest of `trials` binomial draws."
+    "The accuracy to expect of the best trial if no setting mattered: the mean of the largest binomial draw."
     if pictures < 1 or trials < 1 or not 0 <= accuracy <= 1:
         raise InputError("a picture, a trial and an accuracy between 0 and 1", f"{pictures}, {trials}, {accuracy}",
                          "count the validation pictures and the trials of the study")
@@ -255,13 +258,13 @@ SETTINGS = ("lr", "wd", "epochs", "arch")
 def objective_on(
     df: pd.DataFrame,           # a manifest with splits; only train and valid are looked at
     labels: tuple | None = None, # the classes in their order
-    pictures: int = 400,        # training pictures to sample, the same number of each class
-    epochs: int = 4,            # for each trial
-    size: int = 64,             # the side of the pictures, in pixels
+    pictures: int = 1000,       # training pictures to sample, the same number of each class
+    epochs: int = 5,            # for each trial
+    size: int = 48,             # the side of the pictures, in pixels
     arch: str = "small",        # as `train` takes it
     seed: int = 1               # for the sample, and the same for every trial's training
 ):
-    "A function for `tune`: train with the given settings, give the accuracy on all validation pictures (NaN if it diverged)."
+    "A function for `tune`: trains with the settings, gives the accuracy on the validation pictures (NaN if diverged)."
     dls = make_dls(_sample(df, pictures, seed), size, bs=32, labels=labels)
     precision = choose_hardware(make_model("small" if arch == "auto" else arch, 2), size).precision
     def accuracy(settings):
@@ -285,7 +288,7 @@ def tune_into(
     sampler: str = "tpe",       # one of `SAMPLERS`
     space: dict | None = None,  # settings out of `SETTINGS`; by default lr and wd
     seed: int = 1,              # for the sampler, the sample and the trainings
-    pictures: int = 400, epochs: int = 4, size: int = 64, arch: str = "small", # of each trial: see `objective_on`
+    pictures: int = 1000, epochs: int = 5, size: int = 48, arch: str = "small", # of each trial: see `objective_on`
     storage: str | Path | None = None, # a database URL, to search from several machines; study.db in the run by default
     name: str = "study"         # the study's name in the database
 ) -> optuna.Study:
@@ -318,13 +321,14 @@ def _check_2(answer):
     ends = answer(1e-4, 1e-1, 0.0), answer(1e-4, 1e-1, 1.0)
     if not all(isinstance(v, (int, float, np.floating)) for v in ends): return "give one number"
     half = float(answer(1e-4, 1e-1, 0.5))
-    if np.allclose(ends, (1e-1, 1e-4)): return "0 should give the lower end and 1 the upper: yours is the other way round"
+    if np.allclose(ends, (1e-1, 1e-4)): return "0 should give the lower end, 1 the upper: yours is the other way round"
     if np.allclose(ends, (-4, -1)) or np.allclose(ends, np.log([1e-4, 1e-1])):
         return "that is the logarithm: raise it back to a learning rate"
-    if not np.allclose(ends, (1e-4, 1e-1)): return f"0 and 1 should give the ends, 0.0001 and 0.1; yours give {ends[0]:g}, {ends[1]:g}"
-    if math.isclose(half, 0.05005): return "that is even, not logarithmic: halfway between 0.0001 and 0.1 in factors is 0.00316"
+    if not np.allclose(ends, (1e-4, 1e-1)):
+        return f"0 and 1 should give the ends, 0.0001 and 0.1; yours give {ends[0]:g}, {ends[1]:g}"
+    if math.isclose(half, 0.05005): return "that is even, not by factors: halfway by factors is 0.00316"
     if not math.isclose(half, 10 ** -2.5): return f"halfway should be the geometric mean, 0.00316; yours is {half:.5f}"
-    return "" if math.isclose(answer(2, 8, 0.5), 4) else "it works for 0.0001 to 0.1 only: take the ends from `low` and `high`"
+    return "" if math.isclose(answer(2, 8, 0.5), 4) else "it works for 0.0001 to 0.1 only: use `low` and `high`"
 
 def _check_3(answer):
     try: n = float(answer)
@@ -332,7 +336,7 @@ def _check_3(answer):
     if n == 59: return ""
     if n == 58: return "58 trials give 94.9 %: round up, not down"
     if 58 < n < 59: return "trials come whole: round up"
-    if n == 20: return "20 trials hit the best twentieth once on average, but 0.95²⁰ = 36 % of searches miss it altogether"
+    if n == 20: return "20 trials hit the best twentieth once on average, but 0.95²⁰ = 36 % of searches miss it"
     if n in (19, 95, 100): return "don't share out: ask how likely it is that all n trials miss, 0.95 × 0.95 × …"
     if n > 59: return f"{n:g} are more than needed: find the smallest n with 0.95ⁿ at most 0.05"
     return f"with {n:g} trials all of them miss in {0.95 ** n:.0%} of searches: at most 5 % was asked"

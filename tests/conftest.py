@@ -76,3 +76,13 @@ def write_tiny_bundle(folder: Path, size=32, labels=("cat", "dog"), threshold=0.
 def tiny_bundle(tmp_path_factory) -> Path:
     "A bundle that tells red (cat) from blue (dog); grey is unsure."
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    "A whole run on 240 drawn pets, trained for two epochs: everything is there, nothing is good."
+    from dlpipe_nb.pipeline import run_pipeline
+    lines = []
+    result = run_pipeline("drawn", tmp_path_factory.mktemp("runs") / "small", lines.append, n=240, epochs=2, size=64, pretrained=False)
+    result.run.lines = lines
+    return result.run

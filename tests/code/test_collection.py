@@ -3,6 +3,7 @@ import json
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -210,7 +211,7 @@ def test_collect_into_leaves_what_the_next_phase_needs(tmp_path):
 def test_without_a_data_folder_the_run_keeps_the_pictures(tmp_path):
     run = Run(tmp_path / "first")
     collect_into(run, "drawn", n=4)
-    assert all((run / "pictures") in __import__("pathlib").Path(p).resolve().parents for p in run.manifest()["path"])
+    assert all((run / "pictures") in Path(p).resolve().parents for p in run.manifest()["path"])
 
 
 def test_a_contact_sheet_shows_each_class_and_survives_broken_pictures(pets):

@@ -1,0 +1,124 @@
+"""The whole road: every phase leaves its result, a killed run goes on where it was, and a run can be repeated."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, picture
+from PIL import Image
+
+from dlpipe_nb.core import InputError, Run, content_hash
+from dlpipe_nb.inference import Predictor, Store
+from dlpipe_nb.pipeline import PHASES, run_pipeline
+
+NAMES = [name for name, _, _ in PHASES]
+COMMAND = [sys.executable, "-c", "from dlpipe_nb.pipeline import main; main()", "run"]
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8"}
+
+
+def test_every_phase_says_a_line_and_leaves_its_result(small_run):
+    assert [line.split()[0] for line in small_run.lines] == NAMES
+    assert all(" s  " in line for line in small_run.lines)
+    assert all((small_run / proof).exists() for _, _, proof in PHASES)
+    figures = {p.stem for p in (small_run / "figures").glob("*.png")}
+    assert figures >= {"contact_sheet", "training", "confusion", "worst", "predictions", "test_confusion"}
+    assert not list(small_run.path.glob(".writing-*")), "temporary files were left"
+
+
+def test_the_verdict_is_what_the_predictions_say(small_run):
+    test, held = small_run.read_json("test.json"), small_run.manifest("test_predictions.csv")
+    assert test["total"] == len(held) == 48 and test["right"] == int((held.predicted == held.label).sum())
+    assert test["result"] in ("pass", "fail", "too few pictures to say") and f"{test['right']} of 48" in test["sentence"]
+    assert set(test["baselines"]) == {"majority", "hand"} and test["baselines"]["majority"] == 0.5
+    assert small_run.read_json("seal.json")["opened"][0]["model"] == test["model"]
+
+
+def test_new_pictures_are_in_the_store(small_run):
+    said = Store(small_run / "store.db").predictions()
+    assert len(said) == 12 and said.error.isna().all() and set(said.label) <= {"cat", "dog"}
+    assert set(said.model) == {Predictor(small_run / "bundle").version}
+    assert not set(said.sha256) & set(small_run.manifest().sha256), "a picture of the training run isn't new"
+
+
+def test_the_record_says_how_it_was_trained(small_run):
+    record = small_run.read_json("learner/learner.json")
+    assert record["arch"] == "small" and record["pretrained"] is False and "from scratch" in record["start"]
+    assert record["pictures"] == 156 and len(record["history"]) == 2 and record["hardware"]
+
+
+def test_a_finished_run_is_not_done_again(small_run):
+    lines = []
+    run_pipeline("drawn", small_run.path, lines.append, n=240, epochs=2, size=64, pretrained=False)
+    assert len(lines) == len(NAMES) and all("done before" in line for line in lines)
+
+
+def test_other_settings_are_refused_and_change_nothing(small_run):
+    before = {p: p.stat().st_mtime_ns for p in small_run.path.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="epochs=2.*epochs=3"):
+        run_pipeline("drawn", small_run.path, n=240, epochs=3, size=64, pretrained=False)
+    assert {p: p.stat().st_mtime_ns for p in small_run.path.rglob("*") if p.is_file()} == before
+
+
+def own_pictures(folder: Path, n=30) -> Path:
+    "Two classes of bright and dark noise under awkward names, with things among them that are no good."
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("день", "night time")):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            a = rng.integers(120 * (1 - k), 255 - 120 * k, (48, 40, 3), dtype=np.uint8)
+            Image.fromarray(a).save(folder / name / f"it's “{i}”.{'png' if i % 2 else 'webp'}", lossless=True)
+        (folder / name / "cut.png").write_bytes(picture(size=(300, 200))[:120])
+    (folder / "night time" / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
+    "SIGKILL after every line that the command prints, a little later each time, until it gets through."
+    data, out = own_pictures(tmp_path / "own pictures"), tmp_path / "runs" / "mine"
+    args = [*COMMAND, "--data", data, "--out", out, "--epochs", "1", "--size", "32", "--pretrained", "no", "--arch", "small"]
+    done, kills, told = [], 0, []
+    for attempt in range(len(NAMES) + 3):
+        p = subprocess.Popen([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=ENV)
+        told = []
+        for line in p.stdout:
+            told.append(line)
+            fresh = [x.split()[0] for x in told if x.split() and x.split()[0] in NAMES and "done before" not in x]
+            if len(fresh) >= 2 and fresh[-1] != NAMES[-1]:
+                time.sleep(0.3 * attempt % 1)
+                p.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        p.stdout.close()
+        if p.wait() == 0: break
+        assert p.returncode == -signal.SIGKILL, told
+        before = [x.split()[0] for x in told if "done before" in x]
+        assert before == done[: len(before)] and len(before) >= len(done) - 1, (before, done)
+        done = before + fresh
+    assert p.returncode == 0 and kills >= 3, told
+    run = Run(out)
+    assert run.read_json("problem.json")["labels"] == ["night time", "день"]
+    assert len(run.manifest()) == 60 and len(run.manifest("faults.csv")) == 2 and len(run.manifest("skipped.csv")) == 1
+    assert Store(out / "store.db").n == len(Store(out / "store.db").predictions().drop_duplicates(["sha256", "model"])) == 12
+
+
+def test_the_same_seed_gives_the_same_data_and_split(tmp_path, small_run):
+    run = Run(tmp_path / "again")
+    run.ensure("problem").make("manifest", n=240)
+    run.make("clean")
+    ours, theirs = run.manifest(), small_run.manifest()
+    assert content_hash(ours) == content_hash(theirs) and run.read_json("seal.json")["sha256"] == small_run.read_json("seal.json")["sha256"]
+    pd.testing.assert_series_equal(ours.split, theirs.split)
+
+
+def test_any_chapter_can_be_started_from(tmp_path):
+    run = Run(tmp_path / "late")
+    run.ensure("problem").make("manifest", n=80)
+    run.ensure("clean").make("learner", epochs=1, size=32, pretrained=False)
+    assert run.ensure("bundle") is run and Predictor(run / "bundle").labels == ("cat", "dog")
