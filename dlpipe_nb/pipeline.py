@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import STAGES, InputError, Run, is_picture_name
+from .core import InputError, Run, sha256_of
 
 # %% ../nbs/15_pipeline.ipynb #e2c412e7
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Settings:
     lr: float | None = None
     precision: str = "auto"
     device: str | None = None
+    new: str | None = None      # a folder of new pictures to answer for at the end
 
 # %% ../nbs/15_pipeline.ipynb #7c9a0871
 def _problem(run, s):
@@ -100,14 +101,19 @@ def _export(run, s):
 def _inference(run, s):
     from dlpipe_nb.inference import Predictor, Store, classify, files
     store = Store(run / "store.db", images=run / "store" / "images")
-    report = classify(files(*_new_pictures(run, s)), Predictor(run / "bundle"), store, source="first pictures")
+    pictures = list(files(*_new_pictures(run, s)))
+    for _, path in pictures: store.keep(sha256_of(path), path.read_bytes())
+    report = classify(pictures, Predictor(run / "bundle"), store, source="first pictures")
     run.save_figure(_show(run, store), "predictions")
     said = ", ".join(f"{n} {label}" for label, n in report.labels.items())
     return f"{sum(report.labels.values())} new pictures: {said}; {report.unsure} unsure; written to {(run / 'store.db').as_posix()}"
 
 def _new_pictures(run, s, n=12):
-    "Pictures that no phase has seen: freshly drawn, or the first of the test split."
-    if s.data != "drawn": return list(run.manifest().query("split == 'test'")["path"].iloc[:: 7][:n])
+    "Pictures to answer for: those that were given, else freshly drawn ones, else some of the test split."
+    if s.new: return [s.new]
+    if s.data != "drawn":
+        held = run.manifest().query("split == 'test'")["path"].tolist()
+        return [held[i * len(held) // min(n, len(held))] for i in range(min(n, len(held)))]
     from dlpipe_nb.collection import draw_pets
     return list(draw_pets(run / "new", n=n, seed=s.seed + 10_000)["path"])
 
@@ -117,13 +123,11 @@ def _show(run, store, cols=6):
     import numpy as np
     from matplotlib.figure import Figure
     from dlpipe_nb.core import picture_array
-    paths = {p.name: p for folder in ("new",) for p in (run / folder).rglob("*") if is_picture_name(p)}
-    paths |= {Path(p).name: Path(p) for p in run.manifest().query("split == 'test'")["path"]}
     said = store.predictions(limit=12)[::-1].query("error.isna()")
     rows = int(np.ceil(max(1, len(said)) / cols))
     fig = Figure(figsize=(1.6 * cols, 1.95 * rows), layout="constrained")
     for ax, (_, p) in zip(fig.subplots(rows, cols, squeeze=False).flat, said.iterrows()):
-        ax.imshow(picture_array(paths[Path(p["name"]).name], 128))
+        ax.imshow(picture_array(store.picture(p["sha256"]), 128))
         ax.set_title(f"{p['label']} {p['probability']:.0%}" + (" (unsure)" if p["unsure"] else ""), fontsize=11,
                      color="C1" if p["unsure"] else "black")
     for ax in fig.axes: ax.axis("off")
@@ -157,7 +161,8 @@ def run_pipeline(
     "Take labelled pictures through every phase to a tested bundle at work; continues an interrupted run."
     say, began, run, s = say or (lambda line: None), time.perf_counter(), Run(out), _settings(data, settings)
     fresh = not run.path.exists()
-    if s.data not in ("drawn", "pets") and not Path(s.data).exists(): raise _no_data(s.data)
+    for path in (s.data, s.new):
+        if path not in ("drawn", "pets", None) and not Path(path).exists(): raise _no_data(path)
     try:
         state = _state(run, s)
         for name, work, proof in PHASES: _phase(run, s, state, name, work, proof, say)
@@ -234,12 +239,13 @@ def run(
     pretrained: Annotated[str, typer.Option(help="auto, yes or no: start from downloaded weights")] = "auto",
     epochs: Annotated[Optional[int], typer.Option(help="times through the training pictures")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    new: Annotated[Optional[str], typer.Option(help="a folder of new pictures to answer for at the end")] = None,
 ):
     "Take labelled pictures through training, testing and production."
     from_scratch = {"auto": "auto", "yes": True, "no": False}
     if pretrained not in from_scratch: raise InputError("--pretrained auto, yes or no", repr(pretrained), "choose one of them")
     done = run_pipeline(data, out, typer.echo, n=n, seed=seed, target=target, size=size, arch=arch,
-                        pretrained=from_scratch[pretrained], epochs=epochs, precision=precision)
+                        pretrained=from_scratch[pretrained], epochs=epochs, precision=precision, new=new)
     for line in _summary(done): typer.echo(line)
 
 # %% ../nbs/15_pipeline.ipynb #acaa5347

@@ -152,7 +152,7 @@ def squares(
 def make_dls(
     df: pd.DataFrame,                     # a manifest with splits
     size: int = 96,                       # the side of the pictures, in pixels
-    bs: int = 64,                         # pictures in a batch
+    bs: int = 64,                         # pictures in a batch, at most; fewer where an epoch would be under 16 batches
     labels: tuple[str, ...] | None = None, # the classes in their order; by default those in `df`, sorted
     augment: bool = True,                 # change training pictures at random
     device=None                           # where batches go; fastai's choice by default
@@ -167,7 +167,7 @@ def make_dls(
                               CategoryBlock(vocab=list(labels), sort=False)),
                       get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter("is_valid"),
                       batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
-    bs = max(2, min(bs, int((df["split"] == "train").sum()) // 2))
+    bs = max(4, min(bs, int((df["split"] == "train").sum()) // 16))
     return block.dataloaders(df.assign(is_valid=df["split"] == "valid"), bs=bs, num_workers=0, device=device)
 
 # %% ../nbs/03_preprocessing.ipynb #5b2ffc78

@@ -336,7 +336,7 @@ def load_learner(
 def train_into(
     run: Run,                # a run with a clean, split manifest
     size: int | None = None, # the side of the pictures; by default 128, or the pictures' own if they are smaller
-    bs: int = 64,            # pictures in a batch
+    bs: int = 64,            # pictures in a batch, at most
     seed: int = 1,           # for everything random
     arch: str = "auto", pretrained: bool | str = "auto", epochs: int | None = None, lr: float | None = None,
     wd: float = 0.05, precision: str = "auto", device: str | None = None

@@ -116,7 +116,7 @@ def make_sampler(
 
 def _mixed(seed, i):
     "One seed out of two. Just adding them won't do: neighbouring seeds begin with similar draws."
-    return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=(i,)).generate_state(1)[0])
 
 # %% ../nbs/07_tuning.ipynb #93668af9
 def _open_study(storage, name, sampler, plan):
