@@ -310,6 +310,7 @@ def collect_into(
 ) -> Collection:
     "Collect, look, and write down: the manifest, what was skipped, the class balance and a contact sheet."
     got = collect(source, _data_dir(run) if data_dir is None else data_dir, n, seed)
+    if _split_already(run, got): return got
     run.save_manifest(got.skipped, "skipped.csv")
     balance = class_balance(got.manifest)["pictures"].to_dict()
     run.write_json("collection.json", dict(source=str(source), note=got.note, pictures=len(got.manifest),
@@ -323,6 +324,15 @@ def _data_dir(run):
     data = run.path.absolute().parent.parent / "data"
     data = Path(os.path.relpath(data)) if data.is_dir() and os.access(data, os.W_OK) else run / "pictures"
     return data
+
+# %% ../nbs/02_collection.ipynb #246a26d1
+def _split_already(run, got):
+    "Whether the run holds these pictures, cleaned and split; an `InputError` if it holds others."
+    if not (run.has("manifest") and run.has("clean")): return False
+    strange = set(run.manifest()["sha256"]) - set(got.manifest["sha256"])
+    if strange: raise InputError(f"a new run, or the pictures that {run.path} was made of", f"{len(strange)} others in it",
+                                 "choose another run for other pictures")
+    return True
 
 # %% ../nbs/02_collection.ipynb #230b9e05
 def _check_1(answer):

@@ -268,6 +268,7 @@ def _check_1(answer):
     if n == 7 * 7 * 4 * 9: return ""
     return told.get(n, f"count the blocks in a row, square it, times 4 cells, times 9 directions; you say {n:g}")
 
+# %% ../nbs/04_features.ipynb #084e76e0
 def _check_2(answer):
     rng = np.random.default_rng(0)
     old, new = rng.normal(5, 3, (40, 3)), rng.normal(9, 1, (10, 3))
@@ -289,6 +290,7 @@ def _check_2(answer):
         return "right, but a feature that never changes has a standard deviation of 0: divide by 1 there"
     return ""
 
+# %% ../nbs/04_features.ipynb #1d3b45c5
 def _check_3(answer):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(2)] + [np.zeros((64, 64, 3), np.uint8)]

@@ -9,9 +9,9 @@ __all__ = ['FORMAT', 'FORMAT_VERSION', 'Prediction', 'BundleError', 'seal_of', '
 
 # %% ../nbs/10_inference.ipynb #8bfc9003
 import contextlib
-import importlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +234,7 @@ def _engine(url):
     if engine.dialect.name == "sqlite":
         @sa.event.listens_for(engine, "connect")
         def _(connection, _record):
-            for pragma in ("journal_mode=WAL", "busy_timeout=10000", "foreign_keys=ON"):
+            for pragma in ("busy_timeout=10000", "journal_mode=WAL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
     return engine
 
@@ -259,7 +259,7 @@ class Store:
         self.meta, self.table, self.said = _tables()
         try:
             self.engine = _engine(_url(where))
-            self.meta.create_all(self.engine)
+            self._make_tables()
             self._columns_fit()
         except (sa.exc.SQLAlchemyError, ImportError) as e:
             raise InputError("a database that can be opened and written", f"{where}: {_first_line(e)}",
@@ -269,6 +269,16 @@ class Store:
     def close(self) -> None: self.engine.dispose()
 
 # %% ../nbs/10_inference.ipynb #a92723a1
+@_patch
+def _make_tables(self: Store, tries=5):
+    "Make the tables where there are none; again if another process is making them at this very moment."
+    import sqlalchemy as sa
+    for left in reversed(range(tries)):
+        try: return self.meta.create_all(self.engine)
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError, sa.exc.IntegrityError):
+            if not left: raise
+            time.sleep(0.05)
+
 @_patch
 def _columns_fit(self: Store):
     "Refuse a database whose table `predictions` is another program's."
@@ -300,8 +310,9 @@ def add(
 @_patch
 def _insert_new(self: Store):
     "An insert that passes over what another process has written in the meantime."
-    insert = importlib.import_module(f"sqlalchemy.dialects.{self.engine.dialect.name}").insert
-    return insert(self.table).on_conflict_do_nothing(index_elements=["sha256", "model"])
+    from sqlalchemy.dialects import postgresql, sqlite
+    dialect = postgresql if self.engine.dialect.name == "postgresql" else sqlite
+    return dialect.insert(self.table).on_conflict_do_nothing(index_elements=["sha256", "model"])
 
 @contextlib.contextmanager
 def _writing(self):
@@ -433,7 +444,7 @@ def classify(
 ) -> Report:
     "Predict for every picture of a source, store it, act on what is new; gives a `Report`."
     counts, labels = dict(new=0, known=0, unsure=0, errors=0), dict.fromkeys(predictor.labels, 0)
-    flow = progress(predictor.predict_iter(items, bs), "classifying")
+    flow = iter(progress(predictor.predict_iter(items, bs), "classifying"))
     for batch in iter(lambda: [p for _, p in zip(range(bs), flow)], []):
         before = {(p.sha256, p.model) for p in batch if store.has(p.sha256, p.model)}
         store.add(batch, source)

@@ -9,7 +9,8 @@ __all__ = ['PHASES', 'app', 'Settings', 'Result', 'run_pipeline', 'main']
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
@@ -294,8 +295,9 @@ def serve(
 # %% ../nbs/15_pipeline.ipynb #1ab595c2
 def main(
     args: list[str] | None = None # the command's words; those of the process by default
-) -> int:
-    "The `dlpipe` command; gives or exits with its status."
+) -> None:
+    "The `dlpipe` command; exits with its status."
+    warnings.filterwarnings("ignore", module=r"(torch|fastai|pandas)\b") # what libraries say to each other's authors
     try: app(args=args, prog_name="dlpipe")
     except InputError as e:
         typer.echo(f"dlpipe: {e}", err=True)

@@ -291,12 +291,14 @@ def _begin(run, out, new, valid, seed):
     return child
 
 # %% ../nbs/14_retraining.ipynb #4430cbeb
-def _train_challenger(child, learner, epochs, lr, seed):
+def _train_challenger(child, learner, epochs, lr, weight, seed):
     "Train on the challenger's manifest, from the champion's weights if `learner` is their folder; then evaluate."
     df, labels = child.manifest(), child.read_json("problem.json")["labels"]
     start = load_learner(learner) if learner else None
     size = {"size": start.record["size"]} if start else {}
-    learn = train(make_dls(df, labels=labels, **size), epochs=epochs, lr=lr, seed=seed, start=start)
+    new = df[(df["source"] == "feedback") & (df["split"] == "train")]
+    shown = pd.concat([df] + [new] * (weight - 1), ignore_index=True)
+    learn = train(make_dls(shown, labels=labels, **size), epochs=epochs, lr=lr, seed=seed, start=start)
     child.save_manifest(predict_frame(learn, df[df["split"] == "valid"]), "valid_predictions.csv")
     save_learner(learn, child / "learner")
     return evaluate_into(child)
@@ -338,9 +340,10 @@ def retrain(
     registry: Registry,             # with a champion
     out: str | Path | None = None,  # the challenger's folder; by default beside the run, `-2`, `-3`, …
     start: str = "champion",        # "champion": go on from its weights; "scratch": begin anew
-    epochs: int | None = None, lr: float | None = None, # by default 4 and 4e-3 from the champion, else as `train` has it
+    epochs: int | None = None, lr: float | None = None, # by default 3 and 2e-3 from the champion, else as `train` has it
+    weight: int = 4,                # how often an epoch shows each picture that came by feedback
     valid: float = 0.25,            # the share of the new pictures that goes to validation
-    recent: pd.DataFrame | None = None, # trusted labelled pictures of today, never learned from: one more slice for the gate
+    recent: pd.DataFrame | None = None, # trusted labelled pictures, never learned from: one more slice for the gate
     margin: float = 0.02, slices: tuple[str, ...] = (), strict: bool = False, # for the gate
     at_least: int = 20,             # fewer new pictures aren't worth a round
     seed: int = 1
@@ -352,7 +355,7 @@ def retrain(
     if len(new) < at_least:
         raise InputError(f"at least {at_least} new labelled pictures", f"{len(new)} ({len(left_out)} left out)", "label some more")
     child = _begin(run, out or _free_name(run.path), new, valid, seed)
-    _train_challenger(child, learner, epochs or (4 if learner else None), lr or (4e-3 if learner else None), seed)
+    _train_challenger(child, learner, epochs or (3 if learner else None), lr or (2e-3 if learner else None), weight, seed)
     both = _tested(run, child, champion)
     others = {} if recent is None else {"recent": [_said(Predictor(b), recent) for b in (champion, child / "bundle")]}
     verdict = gate(*both, margin, slices, others, strict)

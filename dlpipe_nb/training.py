@@ -8,6 +8,7 @@ __all__ = ['small_net', 'pretrained_weights', 'make_model', 'Hardware', 'best_de
            'load_learner', 'train_into']
 
 # %% ../nbs/05_training.ipynb #a4b6279a
+import random
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -210,6 +211,7 @@ def train(
                     splitter=default_split if pretrained else partial(_one_group))
     _set_precision(learn.remove_cbs([c for c in learn.cbs if isinstance(c, ProgressCallback)]), hw)
     set_seed(seed)
+    dls.train.rng = random.Random(seed) # the order of the pictures is drawn from this
     began = time.perf_counter()
     with learn.no_logging():
         if pretrained and start is None: learn.fine_tune(epochs, base_lr=lr)

@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import binom
 
 from .core import InputError, Run, content_hash, progress
@@ -233,10 +234,16 @@ def plot_trials(
         ax.scatter(df[name], df["value"], c=df["trial"], cmap="Blues", vmin=-len(df), edgecolor="0.3", lw=0.5)
         where = top["trial"] if name == "trial" else top["settings"][name]
         ax.scatter(where, top["value"], s=160, fc="none", ec="C3", lw=2)
-        ax.set(xlabel=name, xscale="log" if "log" in plan["space"].get(name, ()) else ax.get_xscale())
+        ax.set(xlabel=name, **_scale(plan["space"].get(name, ())))
+        if ax.get_xscale() == "log": ax.xaxis.set_minor_formatter(NullFormatter())
     axs[0].set(ylabel=what)
     axs[0].legend(loc="center right")
     return fig
+
+# %% ../nbs/07_tuning.ipynb #0ce1c7bf
+def _scale(spec):
+    "How an axis shows the whole of a logarithmic range, so that a best at its edge is seen."
+    return {"xscale": "log", "xlim": (spec[0] / 1.2, spec[1] * 1.2)} if "log" in spec else {}
 
 # %% ../nbs/07_tuning.ipynb #8c7ea2e1
 def luck(
@@ -265,7 +272,7 @@ def objective_on(
     seed: int = 1               # for the sample, and the same for every trial's training
 ):
     "A function for `tune`: trains with the settings, gives the accuracy on the validation pictures (NaN if diverged)."
-    dls = make_dls(_sample(df, pictures, seed), size, bs=32, labels=labels)
+    dls = make_dls(_sample(df, pictures, seed), size, 32, labels)
     precision = choose_hardware(make_model("small" if arch == "auto" else arch, 2), size).precision
     def accuracy(settings):
         learn = train(dls, seed=seed, precision=precision, **{"arch": arch, "epochs": epochs} | settings)
@@ -330,6 +337,7 @@ def _check_2(answer):
     if not math.isclose(half, 10 ** -2.5): return f"halfway should be the geometric mean, 0.00316; yours is {half:.5f}"
     return "" if math.isclose(answer(2, 8, 0.5), 4) else "it works for 0.0001 to 0.1 only: use `low` and `high`"
 
+# %% ../nbs/07_tuning.ipynb #0e609c25
 def _check_3(answer):
     try: n = float(answer)
     except (TypeError, ValueError): return "give a whole number of trials"

@@ -28,7 +28,7 @@ AWKWARD = ("a name with spaces.png", "it's \"quoted\".png", "кошка.png", "�
 def dlpipe(*args, cwd=None):
     "Run the real command in a process of its own."
     command = [sys.executable, "-c", "from dlpipe_nb.pipeline import main; main()", *map(str, args)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "ignore"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=env, timeout=300)
 
 

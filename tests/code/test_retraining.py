@@ -109,6 +109,11 @@ def test_promote_and_roll_back(registry):
     assert registry.champion == "v0001"
 
 
+def test_roll_back_twice_goes_back_two_champions(registry):
+    for v in registry.names(): registry.promote(v)
+    assert [registry.roll_back(), registry.roll_back()] == ["v0002", "v0001"]
+
+
 def test_roll_back_skips_a_damaged_version(registry):
     for v in registry.names(): registry.promote(v)
     (registry.bundle("v0002") / "model.onnx").unlink()
@@ -279,7 +284,7 @@ def scene(seen, tiny_bundle, tmp_path, monkeypatch):
     learner = tmp_path / "learner"
     write_json(learner / "learner.json", {"lr": 1})
     registry.promote(registry.add(tiny_bundle, learner=learner))
-    def train(child, learner, epochs, lr, seed): child.write_json("learner/learner.json", {"lr": lr, "from": str(learner), "history": []})
+    def train(child, learner, epochs, lr, weight, seed): child.write_json("learner/learner.json", {"lr": lr, "from": str(learner), "history": []})
     def tested(worse):
         def both(run, child, bundle):
             child.write_json("seal.json", {"opened": []})
@@ -300,7 +305,7 @@ def test_a_round_promotes_with_lineage_and_leaves_the_test_split_alone(scene):
     assert got.version == registry.champion == "v0002" and got.added == 8 and got.openings == 2
     assert got.run.path == run.path.with_name("first-2")
     about = read_json(registry.path / "v0002" / "lineage.json")
-    assert about["parent"] == "v0001" and about["settings"]["lr"] == 4e-3 and "history" not in about["settings"]
+    assert about["parent"] == "v0001" and about["settings"]["lr"] == 2e-3 and "history" not in about["settings"]
     assert (registry.path / "v0002" / "learner").is_dir() and "Promoted" in about["gate"]
     old, new = run.manifest(), got.run.manifest()
     test = lambda df: set(df.loc[df["split"] == "test", "sha256"])

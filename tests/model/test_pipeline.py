@@ -20,7 +20,7 @@ from dlpipe_nb.pipeline import PHASES, run_pipeline
 
 NAMES = [name for name, _, _ in PHASES]
 COMMAND = [sys.executable, "-c", "from dlpipe_nb.pipeline import main; main()", "run"]
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8"}
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def test_every_phase_says_a_line_and_leaves_its_result(small_run):
