@@ -29,7 +29,7 @@ def fault_of(
 ) -> tuple[str, str]:
     "The fault of one picture and a detail: `unreadable`, `too small` or `blank`; two empty strings for a good one."
     try: im = open_picture(path)
-    except InputError as e: return "unreadable", e.found
+    except InputError as e: return "unreadable", e.found.replace(f"{path} that can't be (", "").removesuffix(")")
     if min(im.size) < min_side: return "too small", f"{im.width}×{im.height} pixels"
     values = np.asarray(im.resize((32, 32)), np.float32)
     if values.std(axis=(0, 1)).max() < 2: return "blank", "one colour all over"
