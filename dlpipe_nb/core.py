@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHAPTERS', 'PICTURE_SUFFIXES', 'MAX_PIXELS', 'STAGES', 'InputError', 'PictureError', 'atomic_write', 'write_json',
            'read_json', 'sha256_of', 'content_hash', 'seal', 'is_picture_name', 'open_picture', 'picture_array',
-           'picture_statistics', 'set_seed', 'progress', 'Run', 'Checked', 'check']
+           'picture_statistics', 'set_seed', 'progress', 'Run', 'patch', 'Checked', 'check']
 
 # %% ../nbs/00_core.ipynb #56129756
 import contextlib
@@ -287,26 +287,29 @@ class Run:
         return self / "figures" / f"{name}.png"
 
 # %% ../nbs/00_core.ipynb #038c3e85
-def _patch(f):
-    "Add a function to the class that its first parameter is annotated with, as fastcore's `patch` does."
+def patch(
+    f # a function whose parameter `self` is annotated with a class
+):
+    "Add a function to that class as a method, as fastcore's `patch` does; production has no fastcore."
     setattr(f.__annotations__["self"], f.__name__, f)
     return f
 
+# %% ../nbs/00_core.ipynb #959656b3
 def _moved(path, start, to):
     "`path`, which is relative to `start`, as one relative to `to`; absolute where there is no way (another drive)."
     full = os.path.join(start, path)
     try: return Path(os.path.relpath(full, to)).as_posix()
     except ValueError: return Path(full).absolute().as_posix()
 
-# %% ../nbs/00_core.ipynb #959656b3
-@_patch
+# %% ../nbs/00_core.ipynb #ce5cd8e6
+@patch
 def save_manifest(self: Run, df, name: str = "manifest.csv") -> Path:
     "Write the manifest `df`, a row a picture, with its paths relative to the run's folder."
     out = df.assign(path=[_moved(p, ".", self.path) for p in df["path"]])
     with atomic_write(self / name) as tmp: out.to_csv(tmp, index=False, encoding="utf-8")
     return self / name
 
-@_patch
+@patch
 def manifest(self: Run, name: str = "manifest.csv"):
     "The manifest as a DataFrame (`path, label, split, sha256, width, height, source`, …), its paths usable from here."
     import pandas as pd
@@ -337,21 +340,21 @@ STAGES = {
 }
 
 # %% ../nbs/00_core.ipynb #9b004f68
-@_patch
+@patch
 def has(self: Run, stage: str) -> bool:
     "Whether a stage's result is there."
     if stage not in STAGES:
         raise InputError(f"one of the stages {', '.join(STAGES)}", repr(stage), "check the spelling")
     return (self / STAGES[stage][0]).exists()
 
-@_patch
+@patch
 def make(self: Run, stage: str, **settings):
     "Make one stage with its chapter's function and `settings`; gives what that function gives."
     module, name = STAGES[stage][1].split(".")
     return getattr(importlib.import_module(f"dlpipe_nb.{module}"), name)(self, **settings)
 
 # %% ../nbs/00_core.ipynb #bcf34926
-@_patch
+@patch
 def ensure(self: Run, stage: str, **settings) -> Run:
     "Make `stage` and every stage before it that is missing; `settings` are for `stage` itself. Gives the run."
     if self.has(stage): return self

@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.vision.core import imagenet_stats
 from torch import nn
 
-from .core import InputError, Run, atomic_write, content_hash, picture_statistics, read_json, sha256_of, write_json
+from .core import InputError, Run, atomic_write, content_hash, progress, read_json, sha256_of, write_json
 from .inference import FORMAT, FORMAT_VERSION, Predictor, seal_of
 from .preprocessing import squares
 from .training import load_learner, probabilities
@@ -117,21 +117,30 @@ def export_bundle(
     "Write model.onnx and model.json, check them against the Learner on files, and put them at `dest`, atomically."
     paths = list(paths)
     if not paths: raise InputError("some pictures to compare Learner and bundle on", "none", "give validation pictures")
-    with atomic_write(dest) as tmp:
+    steps = iter(progress(("network", "description", "parity", "reference"), "exporting"))
+    with atomic_write(dest) as tmp, contextlib.closing(steps):
         tmp.mkdir()
+        next(steps)
         export_onnx(learn, tmp / "model.onnx", temperature)
+        next(steps)
         info = _describe(learn, tmp / "model.onnx", temperature, threshold) | (facts or {})
         _write_info(tmp, info | {"reference": {}})
         predictor = Predictor(tmp)
-        gap = parity(learn, predictor, paths).iloc[0]
-        if not gap["difference"] <= tolerance:
-            raise InputError(f"Learner and bundle to agree within {tolerance:g}",
-                             f"a difference of {gap['difference']:.2g} on {gap['path']}", "look at that picture; don't deploy")
-        _write_info(tmp, info | {"parity": float(gap["difference"]), "reference": reference_of(predictor, paths)})
+        next(steps)
+        gap = _agreement(learn, predictor, paths, tolerance)
+        next(steps)
+        _write_info(tmp, info | {"parity": gap, "reference": reference_of(predictor, paths)})
         del predictor
     return Path(dest)
 
 # %% ../nbs/09_export.ipynb #7a315e5e
+def _agreement(learn, predictor, paths, tolerance):
+    "The largest difference of a probability, or an `InputError` if it is too large."
+    path, gap = parity(learn, predictor, paths).iloc[0]
+    if gap <= tolerance: return float(gap)
+    raise InputError(f"Learner and bundle to agree within {tolerance:g}", f"a difference of {gap:.2g} on {path}",
+                     "look at that picture; don't deploy")
+
 def _describe(learn, file, temperature, threshold):
     "The entries of model.json that are known without being told."
     libraries = {m.__name__: m.__version__ for m in (torch, onnx, onnxruntime, np)}

@@ -261,14 +261,14 @@ def _record(learn, arch, pretrained, size, epochs, lr, wd, seed, hw, seconds, no
 def plot_history(
     history: list[dict] # a row an epoch: train_loss, valid_loss, accuracy
 ) -> Figure:
-    "The losses and the validation accuracy, epoch by epoch."
+    "The losses and the validation accuracy, epoch by epoch; a loss far above the training's leaves the frame."
     rows = pd.DataFrame(history)
     fig = Figure(figsize=(8, 3), layout="constrained")
     left, right = fig.subplots(1, 2)
     epochs = np.arange(1, len(rows) + 1)
     left.plot(epochs, rows["train_loss"], "o-", ms=3, label="training pictures")
     left.plot(epochs, rows["valid_loss"], "o-", ms=3, label="validation pictures")
-    left.set(xlabel="epoch", ylabel="loss", title="How wrong", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="loss", title="How wrong", ylim=(0, 1.6 * rows["train_loss"].max()))
     left.legend()
     right.plot(epochs, rows["accuracy"], "o-", ms=3, color="C2")
     right.set(xlabel="epoch", ylabel="accuracy", title=f"Right on validation: {rows['accuracy'].iloc[-1]:.1%}", ylim=(0.4, 1.01))
