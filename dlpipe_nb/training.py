@@ -193,7 +193,7 @@ def train(
     arch: str = "auto",          # "auto": resnet18 with pretrained weights if they can be had, else "small"
     pretrained: bool | str = "auto", # True, False, or "auto"
     epochs: int | None = None,   # times through the pictures; by default 4 if pretrained, else 14
-    lr: float | None = None,     # the highest learning rate; by default 2e-3 if pretrained, else 8e-3
+    lr: float | None = None,     # the highest learning rate; by default 2e-3 if pretrained, else 8e-3, for batches of 64
     wd: float = 0.05,            # weight decay, which keeps parameters small
     seed: int = 1,               # for everything random
     precision: str = "auto",     # see `choose_hardware`
@@ -205,7 +205,7 @@ def train(
     model, arch, pretrained, note = _start_model(start, arch, pretrained, len(dls.vocab))
     size = dls.one_batch()[0].shape[-1]
     hw = choose_hardware(model, size, precision, device)
-    epochs, lr = epochs or (4 if pretrained else 14), lr or (2e-3 if pretrained else 8e-3)
+    epochs, lr = epochs or (4 if pretrained else 14), lr or (2e-3 if pretrained else 8e-3) * dls.train.bs / 64
     dls.to(torch.device(hw.device))
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, wd=wd, cbs=[TrainingProgress()],
                     splitter=default_split if pretrained else partial(_one_group))

@@ -49,10 +49,10 @@ def learner_copy(nb):
 def smaller(png: str, limit: int = 40_000) -> str:
     "A PNG in base64; above `limit` bytes it is kept with 256 colours, which takes a third of the room and looks the same."
     data = base64.b64decode(png)
-    if len(data) <= limit: return png
+    if len(data) <= limit: return png.strip()
     with Image.open(io.BytesIO(data)) as im: few = im.convert("RGB").quantize(256)
     few.save(out := io.BytesIO(), "PNG", optimize=True)
-    return min(png, base64.b64encode(out.getvalue()).decode() + "\n", key=len)
+    return min(png.strip(), base64.b64encode(out.getvalue()).decode(), key=len)
 
 
 def trimmed(outputs):
