@@ -302,6 +302,9 @@ def main(
     except InputError as e:
         typer.echo(f"dlpipe: {e}", err=True)
         sys.exit(1)
+    except OSError as e: # a disk that was pulled out, a folder that may not be read
+        typer.echo(f"dlpipe: Expected files that can be read and written; found {e}. Next: look at that place.", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("\ndlpipe: stopped. The same command continues where this one was.", err=True)
         sys.exit(130)

@@ -295,3 +295,12 @@ def test_a_damaged_bundle_is_refused(tmp_path, damage):
     (tmp_path / "good.png").write_bytes(picture(RED))
     with pytest.raises(BundleError): Predictor(bundle)
     refused(dlpipe("predict", bundle, tmp_path / "good.png"))
+
+
+def test_a_system_error_is_one_line_too(monkeypatch, capsys):
+    from dlpipe_nb import pipeline
+    def pulled_out(*args, **kwargs): raise OSError(5, "Input/output error", "runs/first/manifest.csv")
+    monkeypatch.setattr(pipeline, "run_pipeline", pulled_out)
+    with pytest.raises(SystemExit) as e: pipeline.main(["run"])
+    said = capsys.readouterr().err
+    assert e.value.code == 1 and said.count("\n") == 1 and "Input/output error" in said and "manifest.csv" in said
