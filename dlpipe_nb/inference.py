@@ -351,16 +351,13 @@ def predictions(
     return pd.DataFrame(rows.mappings().all(), columns=[c.name for c in self.table.columns])
 
 @patch
-def has(
+def known(
     self: Store,
-    sha256: str, # of a picture's bytes
-    model: str   # a bundle's version
-) -> bool:
-    "Whether this model version has already answered for this picture."
-    import sqlalchemy as sa
-    t = self.table.c
-    with self.engine.connect() as db:
-        return db.execute(sa.select(t.id).where(t.sha256 == sha256, t.model == model)).first() is not None
+    predictions: Iterable[Prediction] # what was said
+) -> set[tuple[str, str]]:
+    "Which of these are in the store already, as (sha256, model): the same model has answered for the same picture."
+    with self.engine.connect() as db: there = self._ids(db, predictions := list(predictions))
+    return {(p.sha256, p.model) for p in predictions} & there.keys()
 
 # %% ../nbs/10_inference.ipynb #5f12e19d
 def _count(self):
@@ -440,7 +437,7 @@ def classify(
     counts, labels = dict(new=0, known=0, unsure=0, errors=0), dict.fromkeys(predictor.labels, 0)
     flow = iter(progress(predictor.predict_iter(items, bs), "classifying"))
     for batch in iter(lambda: [p for _, p in zip(range(bs), flow)], []):
-        before = {(p.sha256, p.model) for p in batch if store.has(p.sha256, p.model)}
+        before = store.known(batch)
         store.add(batch, source)
         for p in batch:
             _count_in(counts, labels, p, (p.sha256, p.model) in before)

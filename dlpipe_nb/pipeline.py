@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import InputError, Run, sha256_of
+from .core import STAGES, InputError, Run, sha256_of
 
 # %% ../nbs/15_pipeline.ipynb #e2c412e7
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ def _show(run, store, cols=6):
 
 # %% ../nbs/15_pipeline.ipynb #446fdd68
 #: The phases of a run in their order: name, function, and the file that proves it is finished.
-PHASES = (("problem", _problem, "problem.json"), ("collection", _collection, "manifest.csv"),
-          ("preprocessing", _preprocessing, "seal.json"), ("features", _features, "features.json"),
-          ("training", _training, "learner/learner.json"), ("evaluation", _evaluation, "evaluation.json"),
-          ("testing", _testing, "test.json"), ("export", _export, "bundle/model.json"),
+PHASES = (("problem", _problem, STAGES["problem"][0]), ("collection", _collection, STAGES["manifest"][0]),
+          ("preprocessing", _preprocessing, STAGES["clean"][0]), ("features", _features, STAGES["features"][0]),
+          ("training", _training, STAGES["learner"][0]), ("evaluation", _evaluation, STAGES["evaluation"][0]),
+          ("testing", _testing, STAGES["test"][0]), ("export", _export, STAGES["bundle"][0]),
           ("inference", _inference, "figures/predictions.png"))
 
 # %% ../nbs/15_pipeline.ipynb #ff562463

@@ -132,7 +132,8 @@ def test_store_keeps_ids_and_gives_the_newest_first(predictor, store):
     assert store.add(said[::-1]) == ids[::-1] and store.add([]) == []
     assert store.predictions()["name"].tolist() == ["b", "a"] and len(store.predictions(limit=1)) == 1
     assert store.predictions().probabilities[0] == pytest.approx(said[1].probabilities)
-    assert store.has(said[0].sha256, said[0].model) and not store.has(said[0].sha256, "another model")
+    other = Prediction(**{**said[0].__dict__, "model": "another model"})
+    assert store.known([said[0], other]) == {(said[0].sha256, said[0].model)} and store.known([]) == set()
 
 
 def test_another_model_version_is_another_record(predictor, store):
