@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from .core import InputError, Run, picture_array
-from .problem import Problem, interval
+from .problem import Problem, Score, cost_matrix, interval, score
 
 # %% ../nbs/06_evaluation.ipynb #0cdbdc58
 def _checked(preds, labels=None):
@@ -236,17 +236,22 @@ class Threshold:
         return (f"Threshold({self.value:.3f}: answers {self.coverage:.1%}, {self.accuracy:.1%} of them right"
                 f"{'' if self.reached else '; the target is out of reach'})")
 
+# %% ../nbs/06_evaluation.ipynb #fcb5529d
 def threshold(
     preds: pd.DataFrame,   # predictions, at the temperature that will be used
-    target: float = 0.90,  # the accuracy that the kept answers must reach
-    at_least: int = 10     # how many must be kept
+    target: float = 0.90,  # what the kept answers must bring on average: by default their accuracy
+    at_least: int = 10,    # how many must be kept
+    gain: np.ndarray | None = None # (n,) what each answer brings; NaN leaves it out of the average
 ) -> Threshold:
     "The smallest threshold whose kept answers reach `target`; 0, and `reached` False, where there is none."
     _, _, true, said = _checked(preds)
     sure, right, n = preds["probability"].to_numpy(dtype=float), true == said, len(preds)
+    gain = right.astype(float) if gain is None else np.asarray(gain, dtype=float)
     levels, kept = np.unique(-sure, return_inverse=True)
     count, hits = np.bincount(kept).cumsum(), np.bincount(kept, right).cumsum()
-    good = np.flatnonzero((hits / count >= target) & (count >= min(at_least, n)))
+    of, sums = np.bincount(kept, np.isfinite(gain)).cumsum(), np.bincount(kept, np.nan_to_num(gain)).cumsum()
+    with np.errstate(invalid="ignore"): reached = sums / of >= target
+    good = np.flatnonzero(reached & (of >= min(at_least, np.isfinite(gain).sum())))
     if not len(good): return Threshold(0.0, 1.0, float(right.mean()), False)
     i = good[-1]
     if i == len(levels) - 1: return Threshold(0.0, 1.0, float(right.mean()), True)
@@ -272,20 +277,41 @@ class Evaluation:
     coverage: float      # the share that is still answered
     kept_accuracy: float # of those answers
     notes: tuple[str, ...] = () # what had to be done otherwise than planned
+    score: Score | None = None # the problem's own metric, where that isn't the accuracy
 
     def __repr__(self):
         return (f"Evaluation({self.right} of {self.n} right, {self.accuracy:.1%} "
                 f"({self.interval[0]:.1%} to {self.interval[1]:.1%}); temperature {self.temperature:.2f}, "
                 f"calibration error {self.ece_before:.3f} → {self.ece_after:.3f}; "
                 f"threshold {self.threshold:.2f} answers {self.coverage:.1%}"
-                f"{''.join('; ' + n for n in self.notes)})")
+                f"{''.join('; ' + n for n in self.notes)}{f'; {self.score}' if self.score else ''})")
 
 # %% ../nbs/06_evaluation.ipynb #af971639
+def _gains(preds, problem):
+    "What each answer brings to the problem's metric: NaN where a picture doesn't count. None for accuracy."
+    if problem is None or problem.metric == "accuracy": return None
+    labels, _, true, said = _checked(preds, problem.labels)
+    if problem.metric == "expected cost": return -cost_matrix(problem)[true, said]
+    mine = true == labels.index(problem.metric.removeprefix("recall of "))
+    return np.where(mine, true == said, np.nan)
+
+def _cut(calm, target, problem):
+    "The threshold for what is kept as sure, and a note where the target had to be lowered."
+    gain, costs = _gains(calm, problem), problem is not None and not problem.rule.higher
+    strict = target / 10 if costs else 1 - (1 - target) / 10
+    for goal in (strict, target):
+        cut = threshold(calm, -goal if costs else goal, gain=gain)
+        if cut.reached: break
+    if not cut.reached: return cut, [f"no threshold reaches {target:.4g}, so nothing is unsure"]
+    return cut, [f"no threshold reaches {strict:.4g}, so the answers kept reach {target:.4g}"] if goal != strict else []
+
+# %% ../nbs/06_evaluation.ipynb #4b6b9fdd
 def evaluate(
     preds: pd.DataFrame,     # predictions on the validation split
     labels: tuple[str, ...] | None = None, # the problem's labels; by default those of the p_ columns
     target: float = 0.90,    # the accuracy that the kept answers must reach at the least
-    confidence: float = 0.95 # of the accuracy's interval
+    confidence: float = 0.95, # of the accuracy's interval
+    problem: Problem | None = None # with another metric than accuracy: `target` is then that metric's
 ) -> Evaluation:
     "Accuracy, confusion, calibration and threshold of predictions; an `InputError` if they have only one true label."
     labels, _, true, said = _checked(preds, labels)
@@ -293,16 +319,13 @@ def evaluate(
         raise InputError("pictures of at least two labels", f"only {labels[true[0]]}", "split again with more pictures")
     table, right, t = confusion(preds, labels), int((true == said).sum()), temperature(preds)
     calm = scaled(preds, t)
-    strict = 1 - (1 - target) / 10
-    cut = threshold(calm, strict)
-    notes = [] if cut.reached else [f"no threshold reaches {strict:.4g}, so the answers kept reach {target:.4g}"]
-    if not cut.reached: cut = threshold(calm, target)
+    cut, notes = _cut(calm, target, problem)
     rows = per_class(table).astype(object).where(lambda d: d.notna(), None).to_dict("index")
-    if not cut.reached: notes = [f"no threshold reaches {target:.4g}, so nothing is unsure"]
+    own = score(table, problem) if problem is not None and problem.metric != "accuracy" else None
     if right == len(preds): notes.append("no mistake to fit a temperature to, so it stays 1")
     return Evaluation(len(preds), right, right / len(preds), interval(right, len(preds), confidence), labels,
                       table.values.tolist(), rows, t, calibration_error(preds), calibration_error(calm),
-                      cut.value, cut.coverage, cut.accuracy, tuple(notes))
+                      cut.value, cut.coverage, cut.accuracy, tuple(notes), own)
 
 # %% ../nbs/06_evaluation.ipynb #265b9369
 def evaluate_into(
@@ -312,7 +335,7 @@ def evaluate_into(
     if not (run / "valid_predictions.csv").exists():
         raise InputError(f"valid_predictions.csv in {run.path}", "none", 'make it with run.ensure("learner")')
     problem, preds = Problem.load(run), run.manifest("valid_predictions.csv")
-    res = evaluate(preds, problem.labels, problem.target, problem.confidence)
+    res = evaluate(preds, problem.labels, problem.target, problem.confidence, problem)
     run.save_figure(plot_confusion(confusion(preds, problem.labels), "validation pictures"), "confusion")
     run.save_figure(plot_worst(preds), "worst")
     run.save_figure(reliability_diagram(preds, res.temperature), "reliability")

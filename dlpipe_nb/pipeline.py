@@ -26,7 +26,7 @@ class Settings:
     data: str = "drawn"         # "drawn", "pets" (Oxford-IIIT Pet), or a path: a folder a class, cat.0.jpg names, a CSV
     n: int = 1800               # how many pets to draw
     seed: int = 1               # for everything random
-    target: float = 0.90        # the accuracy that the sealed test must show
+    target: float | None = None # the accuracy that the sealed test must show: 0.90, or what problem.json says already
     size: int | None = None     # the side of the pictures for the network; by default what suits them, at most 128
     arch: str = "auto"          # see chapter 05
     pretrained: bool | str = "auto"
@@ -38,13 +38,21 @@ class Settings:
 
 # %% ../nbs/15_pipeline.ipynb #7c9a0871
 def _problem(run, s):
-    from dlpipe_nb.problem import define_into
+    from dlpipe_nb.problem import Problem, define_into
+    if run.has("problem"): return _kept(Problem.load(run), s)
     labels = ("cat", "dog")
     if s.data not in ("drawn", "pets"):
         from dlpipe_nb.collection import collect
         labels = tuple(sorted(collect(s.data).manifest["label"].unique()))
-    define_into(run, labels=labels, target=s.target)
-    return f"tell {' from '.join(labels)}; the target is {s.target:.0%} right on the sealed test"
+    made = define_into(run, labels=labels, target=0.90 if s.target is None else s.target)
+    return f"tell {' from '.join(labels)}; the target is {made.target:.0%} right on the sealed test"
+
+def _kept(problem, s):
+    "A problem that was defined beforehand is kept, with its own metric and target; another target can't be asked for."
+    same = problem.metric == "accuracy" and s.target == problem.target
+    if s.target is None or same: return f"tell {' from '.join(problem.labels)}; as it was defined: {problem.goal}"
+    raise InputError(f"the target that problem.json has ({problem.goal})", f"{s.target:g}",
+                     "leave it out, or define the problem anew")
 
 def _collection(run, s):
     from dlpipe_nb.collection import collect_into
@@ -234,7 +242,8 @@ def run(
     out: Annotated[Path, typer.Option(help="the run's folder; an unfinished run there is continued")] = Path("runs/first"),
     n: Annotated[int, typer.Option(help="how many pets to draw")] = 1800,
     seed: Annotated[int, typer.Option(help="for everything random")] = 1,
-    target: Annotated[float, typer.Option(help="the accuracy that the sealed test must show")] = 0.90,
+    target: Annotated[Optional[float], typer.Option(help="the accuracy that the sealed test must show: 0.90, "
+                                                         "or what the run's problem.json says already")] = None,
     size: Annotated[Optional[int], typer.Option(help="the pictures' side in pixels, for the network")] = None,
     arch: Annotated[str, typer.Option(help="auto, small, or a torchvision network such as resnet18")] = "auto",
     pretrained: Annotated[str, typer.Option(help="auto, yes or no: start from downloaded weights")] = "auto",

@@ -349,6 +349,7 @@ def retrain(
     seed: int = 1
 ) -> Round:
     "Train a challenger with the newly labelled pictures, compare it with the champion, promote it if the gate lets it."
+    _needs_accuracy(run)
     learner, champion = _starting_point(registry, start), registry.bundle()
     seen = pd.concat([run.manifest()] + ([] if recent is None else [recent]), ignore_index=True)
     new, left_out = new_pictures(store, tuple(run.read_json("problem.json")["labels"]), seen)
@@ -363,6 +364,13 @@ def retrain(
     return Round(verdict, version, len(new), left_out, child, len(run.read_json("seal.json")["opened"]))
 
 # %% ../nbs/14_retraining.ipynb #fb5c4b77
+def _needs_accuracy(run):
+    "The gate compares accuracies: a run with another metric is refused before anything is trained."
+    metric = run.read_json("problem.json").get("metric", "accuracy")
+    if metric == "accuracy": return
+    raise InputError("a problem whose metric is accuracy, since the gate compares it", metric,
+                     "train a new run, and compare the sentences of both tests")
+
 def _starting_point(registry, start):
     "The folder of the champion's learner, or None to begin from scratch."
     if start not in ("champion", "scratch"): raise InputError("start 'champion' or 'scratch'", repr(start), "choose one")

@@ -303,6 +303,9 @@ def tune_into(
     space = {"lr": (5e-4, 5e-2, "log"), "wd": (0.01, 0.3, "log")} if space is None else space
     if strange := set(space) - set(SETTINGS):
         raise InputError(f"settings out of {', '.join(SETTINGS)}", ", ".join(sorted(strange)), "leave the others out")
+    if (metric := run.read_json("problem.json").get("metric", "accuracy")) != "accuracy":
+        raise InputError("a problem whose metric is accuracy, since trials are compared by it", metric,
+                         "use tune with an objective that measures your metric")
     df = run.manifest()
     about = {"pictures": pictures, "epochs": epochs, "size": size, "arch": arch,
              "data": content_hash(df[df["split"] != "test"])[:12]}

@@ -1,32 +1,19 @@
 """The upload app, as a person uses it: JupyterLab and a real Chromium, buttons pressed, the store looked into.
 
 The functions that a click calls are tested first, without a browser. Pictures of the page are left in the folder that
-DLPIPE_SHOTS names, if it does.
+DLPIPE_SHOTS names, if it does. tests/app/lab.py starts both.
 """
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
-from conftest import BLUE, GREY, RED, ROOT, picture, sideways
+from app.lab import HEAD, opened, saved, serving, shoot
+from conftest import BLUE, GREY, RED, picture, sideways
 from dlpipe_nb.core import InputError
 from dlpipe_nb.inference import Predictor, Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync"]
 NASTY = "<b>schön & 'weird'</b> 猫.png"
 
 
@@ -135,96 +122,23 @@ def test_many_labels_get_a_list(tmp_path):
 
 # ---- in a browser
 
-NOTEBOOK = """\
-import sys
-sys.path.insert(0, {root!r})
+NOTEBOOK = HEAD + """\
 from dlpipe_nb.app import ClassifierApp
 from dlpipe_nb.inference import Predictor, Store
 app = ClassifierApp(Predictor({bundle!r}), Store({store!r}))
 app"""
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def lab(tiny_bundle, tmp_path_factory):
-    "JupyterLab on a free port, with a folder and settings of its own; gives (url, token, folder)."
-    pytest.importorskip("jupyterlab", reason="JupyterLab isn't installed")
     home = tmp_path_factory.mktemp("lab")
-    (home / "work").mkdir()
-    code = NOTEBOOK.format(root=str(ROOT), bundle=str(tiny_bundle), store=str(home / "store.db"))
-    cell = {"cell_type": "code", "id": "the-app", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    (home / "work" / "app.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    news = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    port, token = free_port(), "a-token-for-this-test"
-    dirs = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
-            "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    env = os.environ | {k: str(home / v) for k, v in dirs.items()} | {"OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
-    args = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-            f"--ServerApp.root_dir={home / 'work'}", "--LabApp.news_url=", "--allow-root"]
-    with open(home / "log.txt", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *args], env=env, stdout=log, stderr=log, cwd=home / "work",
-                                  start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{url}/api?token={token}", server, home / "log.txt")
-        yield url, token, home
-    finally: _end(server)
-
-
-def _wait_for(url, server, log, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert server.poll() is None, f"JupyterLab ended:\n{log.read_text()[-2000:]}"
-        try: return urllib.request.urlopen(url, timeout=5).read()
-        except (urllib.error.URLError, OSError): time.sleep(0.2)
-    raise AssertionError(f"JupyterLab did not answer:\n{log.read_text()[-2000:]}")
-
-
-def _end(server):
-    "End JupyterLab and its kernels: they share its process group."
-    os.killpg(server.pid, signal.SIGTERM)
-    try: server.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(5)
+    code = NOTEBOOK.format(bundle=str(tiny_bundle), store=str(home / "store.db"))
+    with serving(home, {"app.ipynb": code}) as lab: yield lab
 
 
 @pytest.fixture(scope="module")
 def page(lab):
-    if not CHROMIUM: pytest.skip("no Chromium on this machine: the app is not tested in a browser")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: the app is not tested in a browser")
-    url, token, _ = lab
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(30_000)
-        page.goto(f"{url}/doc/tree/app.ipynb?token={token}")     # one document, without the side bars
-        page.get_by_text("| Idle").wait_for(timeout=60_000)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.locator('[data-command="runmenu:run-all"]').click()
-        try: page.locator("button.widget-upload").wait_for(timeout=60_000)
-        except sync_api.TimeoutError: raise AssertionError(f"no app appeared; the notebook says:\n{_outputs(page)}") from None
-        yield page
-        browser.close()
-
-
-def _outputs(page):
-    shoot(page, "0 no app")
-    return "\n".join(page.locator(".jp-OutputArea-output").all_inner_texts())[-2000:]
-
-
-def shoot(page, name):
-    if folder := os.environ.get("DLPIPE_SHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+    with opened(lab, "app.ipynb", "button.widget-upload") as page: yield page
 
 
 def upload(page, *paths):
@@ -248,7 +162,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.timeout(240)
 def test_a_person_uploads_looks_and_corrects(page, lab, files):
-    store = Store(lab[2] / "store.db")
+    store = Store(lab.home / "store.db")
     shoot(page, "1 empty")
 
     upload(page, files["red.png"], files["blue.jpg"], files["broken.png"], files["sideways.jpg"])
@@ -294,14 +208,8 @@ def test_the_page_fits_a_phone(page):
 
 @pytest.mark.timeout(120)
 def test_nothing_uploaded_is_saved_in_the_notebook(page, lab):
-    page.locator(".jp-Notebook").click(position={"x": 5, "y": 5})
-    page.keyboard.press("Control+s")
-    path = lab[2] / "work" / "app.ipynb"
-    end = time.monotonic() + 20
-    while '"execution_count": 1' not in path.read_text() and time.monotonic() < end: time.sleep(0.2)
-    saved = path.read_text()
-    assert '"execution_count": 1' in saved, "the notebook was not saved, so this test shows nothing"
-    assert "red.png" not in saved and "base64" not in saved and "widget-state+json" not in saved and len(saved) < 20_000
+    text = saved(page, lab, "app.ipynb")
+    assert "red.png" not in text and "base64" not in text and "widget-state+json" not in text and len(text) < 20_000
 
 
 @pytest.mark.timeout(120)
@@ -310,4 +218,4 @@ def test_clear_by_keyboard(page, lab):
     page.keyboard.press("Enter")
     page.get_by_text("Cleared.").wait_for()
     assert page.locator(".dlp-card").count() == 0
-    assert len(Store(lab[2] / "store.db").predictions()) == 6
+    assert len(Store(lab.home / "store.db").predictions()) == 6

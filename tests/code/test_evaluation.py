@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_
 from dlpipe_nb.core import InputError, Run, check
 from dlpipe_nb.evaluation import (by, calibration_error, confusion, evaluate, evaluate_into, per_class, plot_confusion,
                                   plot_worst, reliability, reliability_diagram, scaled, slices, temperature, threshold, worst)
-from dlpipe_nb.problem import define_into, interval
+from dlpipe_nb.problem import Problem, cost_matrix, define_into, interval, score
 
 
 def made_up(n=200, k=2, seed=0, sharp=3.0, skill=1.5):
@@ -113,6 +113,32 @@ def test_a_target_out_of_reach_is_said():
 
 
 @few
+@given(frames, st.sampled_from(["recall of dog", "expected cost"]), st.floats(0.02, 0.9))
+def test_threshold_by_another_metric(preds, metric, target):
+    labels = labels_of(preds)
+    p = Problem("?", labels, metric=metric, target=target, costs={"dog": {"cat": 10}})
+    costs = cost_matrix(p)[[labels.index(l) for l in preds.label], [labels.index(s) for s in preds.predicted]]
+    def good(kept, goal):
+        if metric == "expected cost": return kept.sum() >= min(10, len(preds)) and costs[kept].mean() <= goal
+        mine = kept & (preds.label == "dog").to_numpy()
+        return mine.sum() >= min(10, (preds.label == "dog").sum()) and preds.correct[mine].mean() >= goal
+    res = evaluate(preds, labels, target, problem=p)
+    calm = scaled(preds, res.temperature).probability.to_numpy()
+    for goal in (target / 10 if metric == "expected cost" else 1 - (1 - target) / 10, target):
+        fits = [(calm >= v).mean() for v in np.unique(calm) if good(calm >= v, goal)]
+        if fits: break
+    assert res.coverage == pytest.approx(max(fits, default=1)) and ("nothing is unsure" in str(res.notes)) == (not fits)
+    assert res.score == score(confusion(preds, labels), p) and metric in repr(res)
+
+
+@few
+@given(frames, st.floats(0.3, 0.99))
+def test_a_problem_by_accuracy_changes_nothing(preds, target):
+    p = Problem("?", labels_of(preds), target=target, costs={"dog": {"cat": 10}})
+    assert repr(evaluate(preds, p.labels, target, problem=p)) == repr(evaluate(preds, p.labels, target)) and evaluate(preds, problem=p).score is None
+
+
+@few
 @given(frames)
 def test_slices(preds):
     preds = preds.assign(light=np.linspace(0, 1, len(preds)), colour=["red", None, "blue", "NA"] * (len(preds) // 4) + ["red"] * (len(preds) % 4))
@@ -179,6 +205,14 @@ def test_evaluate_into(run):
                          "ece_after", "threshold", "coverage"}
     assert {s["column"] for s in kept["slices"]} == {"light"}
     for name in ("confusion", "worst", "reliability"): assert Image.open(run / "figures" / f"{name}.png").width > 300
+
+
+def test_evaluate_into_by_another_metric(run):
+    plain = evaluate_into(run)
+    problem = define_into(run, metric="expected cost", target=.3, costs={"dog": {"cat": 10}})
+    res, kept = evaluate_into(run), run.read_json("evaluation.json")
+    assert kept["score"]["rule"]["name"] == "expected cost" and kept["score"]["value"] == score(res.confusion, problem).value
+    assert (res.right, res.interval, res.temperature) == (plain.right, plain.interval, plain.temperature) and plain.score is None
 
 
 def test_evaluate_into_without_predictions(tmp_path):

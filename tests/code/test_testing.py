@@ -13,9 +13,9 @@ from scipy.stats import binom, chi2
 
 from dlpipe_nb import testing
 from dlpipe_nb.core import InputError, Run, check, content_hash, sha256_of
-from dlpipe_nb.problem import define_into, interval
+from dlpipe_nb.problem import Problem, define_into, interval, score
 from dlpipe_nb.core import seal
-from dlpipe_nb.testing import SealError, compare, open_seal,  verdict
+from dlpipe_nb.testing import SealError, compare, judge, open_seal, verdict
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.05, 0.95))
@@ -39,6 +39,30 @@ def test_verdicts_in_words(right, total, result, words):
 @pytest.mark.parametrize("right,total,target", [(11, 10, .9), (0, 0, .9), (9, 10, 90), (9, 10, 0), (0.9, 1, .9)])
 def test_verdict_refuses(right, total, target):
     with pytest.raises(InputError): verdict(right, total, target)
+
+
+CAREFUL = [[165, 21], [3, 111]]
+COSTS = {"dog": {"cat": 10}}
+
+
+@pytest.mark.parametrize("metric,target,result,words", [
+    ("recall of dog", .90, "pass", "Recall of dog 97.4 % (111 of 114; 95 % interval 92.5–99.1 %): at least 90 %, so it passes. Of all 300 pictures 92.0 % are right."),
+    ("recall of dog", .95, "too few pictures to say", "95 % lies inside, so 114 pictures of dog are too few to say."),
+    ("recall of cat", .95, "fail", "(165 of 186; 95 % interval 83.4–92.5 %): below 95 %, so it fails."),
+    ("expected cost", .05, "fail", "Expected cost 0.17 a picture (95 % interval 0.09–0.357 a picture): above 0.05 a picture, so it fails."),
+    ("expected cost", .20, "too few pictures to say", "0.2 a picture lies inside, so 300 pictures are too few to say."),
+    ("expected cost", .50, "pass", "at most 0.5 a picture, so it passes."),
+])
+def test_verdicts_by_another_metric(metric, target, result, words):
+    p = Problem("?", ("cat", "dog"), metric=metric, target=target, costs=COSTS)
+    v = judge(CAREFUL, p)
+    assert v.result == result and words in v.sentence and v.score == score(CAREFUL, p) and v.target == target
+    assert (v.right, v.total, v.accuracy) == (276, 300, .92) and (v.low, v.high) == interval(276, 300)
+
+
+def test_a_verdict_by_accuracy_is_what_it_always_was():
+    assert judge(CAREFUL, Problem("?", ("cat", "dog"), costs=COSTS)) == verdict(276, 300)
+    assert judge(np.array(CAREFUL), Problem("?", ("cat", "dog"), target=.8, confidence=.9)) == verdict(276, 300, .8, .9)
 
 
 @pytest.fixture
@@ -143,6 +167,21 @@ def test_test_into(run, learner):
     preds = run.manifest("test_predictions.csv")
     assert len(preds) == 40 and preds.correct.sum() == 36
     for name in ("test_confusion", "test_mistakes"): assert Image.open(run / "figures" / f"{name}.png").width > 300
+
+
+@pytest.mark.parametrize("metric,target,words,blind", [
+    ("recall of dog", .8, "Recall of dog 100.0 % (20 of 20; ", "Without looking, always dog gets 100 %."),
+    ("recall of cat", .8, "Recall of cat 80.0 % (16 of 20; ", "Without looking, always cat gets 100 %."),
+    ("expected cost", .3, "Expected cost 0.1 a picture (", "Without looking, always dog gets 0.5 a picture.")])
+def test_test_into_judges_by_the_problems_metric(run, learner, metric, target, words, blind):
+    problem = define_into(run, metric=metric, target=target, costs=COSTS)
+    said = testing.test_into(run, baselines={"by hand": 0.75})
+    kept = run.read_json("test.json")
+    want = judge([[16, 4], [0, 20]], problem)
+    assert said == want and kept["result"] == want.result and kept["score"]["rule"]["name"] == metric
+    assert kept["sentence"].startswith(words) and blind in kept["sentence"] and "by accuracy: by hand 75.0 %" in kept["sentence"]
+    assert (kept["right"], kept["total"], kept["accuracy"], kept["target"]) == (36, 40, .9, target)
+    assert (kept["low"], kept["high"]) == interval(36, 40) and kept["score"]["value"] == want.score.value
 
 
 def test_the_sentence_warns_when_models_were_compared_on_the_test(run, learner):
