@@ -297,6 +297,7 @@ def patch(
 # %% ../nbs/00_core.ipynb #959656b3
 def _moved(path, start, to):
     "`path`, which is relative to `start`, as one relative to `to`; absolute where there is no way (another drive)."
+    if not path: return path
     full = os.path.join(start, path)
     try: return Path(os.path.relpath(full, to)).as_posix()
     except ValueError: return Path(full).absolute().as_posix()
@@ -305,7 +306,7 @@ def _moved(path, start, to):
 @patch
 def save_manifest(self: Run, df, name: str = "manifest.csv") -> Path:
     "Write the manifest `df`, a row a picture, with its paths relative to the run's folder."
-    out = df.assign(path=[_moved(p, ".", self.path) for p in df["path"]])
+    out = df.assign(**{c: [_moved(p, ".", self.path) for p in df[c]] for c in _paths_in(df)})
     with atomic_write(self / name) as tmp: out.to_csv(tmp, index=False, encoding="utf-8")
     return self / name
 
@@ -317,14 +318,19 @@ def manifest(self: Run, name: str = "manifest.csv"):
         raise InputError(f"{name} in {self.path}", "none", 'make it with run.ensure("manifest")')
     text = dict.fromkeys(_TEXT, str)
     df = pd.read_csv(self / name, dtype=text, keep_default_na=False, na_values={c: [""] for c in _numbers(self / name)})
-    return df.assign(path=[_moved(p, self.path, ".") for p in df["path"]])
+    return df.assign(**{c: [_moved(p, self.path, ".") for p in df[c]] for c in _paths_in(df)})
+
+# %% ../nbs/00_core.ipynb #c1cae911
+def _paths_in(df):
+    "The columns that hold paths."
+    return ["path", *[c for c, where in (("of", "fault"), ("original", "original")) if c in df and where in df]]
 
 def _numbers(path):
     "The columns of a CSV file that aren't text by definition: only there is an empty cell a missing value."
     with open(path, encoding="utf-8", newline="") as f: head = f.readline().strip().split(",")
     return [c for c in head if c not in _TEXT]
 
-_TEXT = ("path", "label", "predicted", "split", "sha256", "source", "fault", "detail", "reason")
+_TEXT = ("path", "label", "predicted", "split", "group", "sha256", "source", "original", "fault", "detail", "of", "reason")
 
 # %% ../nbs/00_core.ipynb #2f63647e
 #: Each stage of a run: the file that proves it is finished, the function that makes it, the stage it needs.

@@ -66,7 +66,8 @@ def _preprocessing(run, s):
     from dlpipe_nb.preprocessing import clean_into
     report, df = clean_into(run, seed=s.seed), run.manifest()
     parts = df["split"].value_counts()
-    left = f"; {len(report)} left out, see faults.csv" if len(report) else ""
+    gone, noted = (report.loc[report["action"] == a, "path"].nunique() for a in ("removed", "noted"))
+    left = f"; {gone:,} left out, {noted:,} noted, see faults.csv" if gone or noted else ""
     return f"train {parts['train']:,}, valid {parts['valid']:,}, test {parts['test']:,} (sealed){left}"
 
 def _features(run, s):

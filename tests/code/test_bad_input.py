@@ -126,7 +126,7 @@ def test_truncated_and_blank_pictures_are_left_out_by_cleaning_and_stay_on_disk(
     (folder / "dog" / "twice.png").write_bytes((folder / "dog" / "001.png").read_bytes())
     kept, report = clean(collect(folder).manifest)
     assert {Path(p).name: f for p, f in zip(report.path, report.fault)} == \
-        {"cut.png": "unreadable", "blank.png": "blank", "twice.png": "duplicate"}
+        {"cut.png": "truncated", "blank.png": "blank", "twice.png": "duplicate"}
     assert len(kept) == 24 and (folder / "cat" / "cut.png").exists()
 
 

@@ -610,3 +610,18 @@ def test_check_says_what_is_wrong(answer, passed, word):
 @pytest.mark.parametrize("exercise", ["", "00", "00.99", "99.1", "five", "00.x", "-16.1", 0.1])
 def test_check_knows_its_exercises(exercise):
     with pytest.raises(InputError, match="exercise's number"): check(exercise, 1)
+
+
+def test_a_second_path_in_a_row_moves_with_the_run_too(tmp_path, monkeypatch):
+    run, pictures = Run(tmp_path / "runs" / "a"), tmp_path / "pictures"
+    faults = pd.DataFrame({"path": [pictures / "b.png", pictures / "c.png"], "fault": ["duplicate", "blank"],
+                           "of": [str(pictures / "a.png"), ""]})
+    run.save_manifest(faults, "faults.csv")
+    run.save_manifest(pd.DataFrame({"path": ["x.png"], "original": [str(pictures / "a.png")], "of": ["a fact"], "group": ["07"]}))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "elsewhere" / "runs")
+    moved = Run(tmp_path / "elsewhere" / "runs" / "a")
+    monkeypatch.chdir(tmp_path)
+    assert moved.manifest("faults.csv")["of"].tolist() == ["elsewhere/pictures/a.png", ""]
+    row = moved.manifest().iloc[0]
+    assert (row["original"], row["of"], row["group"]) == ("elsewhere/pictures/a.png", "a fact", "07")
