@@ -10,6 +10,8 @@ __all__ = ['FAULTS', 'UNKNOWN', 'fault_of', 'Examined', 'examine', 'need_columns
 
 # %% ../nbs/03_preprocessing.ipynb #74162021
 import io
+import os
+import tempfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pandas as pd
+import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, ColSplitter, IntToFloatTensor, Normalize, ToTensor
+from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage, imagenet_stats
 from joblib import Parallel, cpu_count, delayed
@@ -666,14 +670,26 @@ def _check_fill(got, train, new):
            0: "0 kg is a weight that no pet has: take a usual one"}
     return why.get(put, f"the gaps should hold {train.median():g}, the median of train; you put in {put:.3g}")
 
+# %% ../nbs/03_preprocessing.ipynb #815f79f3
+def _room(shape, free=None):
+    "Space for uint8 values: in memory if they fill at most half of what is `free` (bytes), else in a temporary file."
+    size = int(np.prod(shape))
+    if size <= (_free() if free is None else free) // 2 or not size: return np.empty(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+
+def _free():
+    "Bytes of memory that are free; 4 GB where the system doesn't say."
+    try: return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError): return 4 * 2**30
+
 # %% ../nbs/03_preprocessing.ipynb #908f5232
 def squares(
     paths,     # picture files
     size: int  # the side of the squares, in pixels
 ) -> np.ndarray:
-    "All pictures as one uint8 array (n, size, size, 3), read on all cores by the course's one way of opening pictures."
+    "All pictures as one uint8 array (n, size, size, 3), read on all cores; on disk where memory has no room for them."
     read = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(picture_array)(p, size) for p in paths)
-    out = np.empty((len(paths), size, size, 3), np.uint8)
+    out = _room((len(paths), size, size, 3))
     for i, a in enumerate(progress(read, "reading pictures", len(paths))): out[i] = a
     return out
 
@@ -704,6 +720,26 @@ def _write_square(path, sha, name, size):
     with atomic_write(name) as tmp: square.save(tmp, "PNG", compress_level=1)
 
 # %% ../nbs/03_preprocessing.ipynb #f8ef92ef
+class _WholeBatches(TfmdDL):
+    "fastai's `TfmdDL`, but a batch is cut from one array where the dataset has `stored` arrays of pictures and labels."
+    def create_batches(self, samps):
+        if not hasattr(self.dataset, "stored"): return (yield from super().create_batches(samps))
+        x, y = self.dataset.stored
+        for rows in self.chunkify(samps):
+            rows = torch.as_tensor(list(rows))
+            yield TensorImage(x[rows].permute(0, 3, 1, 2)), TensorCategory(y[rows])
+
+# %% ../nbs/03_preprocessing.ipynb #3ca794a9
+def _with_stored(dls, x, labels):
+    "Give each dataset its part of the pictures `x`, which lie there in the datasets' order, and its labels as numbers."
+    start, place = 0, {label: i for i, label in enumerate(labels)}
+    for dl in dls.loaders:
+        y = dl.dataset.items["label"].map(place).to_numpy(dtype=np.int64, copy=True)
+        dl.dataset.stored = torch.from_numpy(x[start:start + len(y)]), torch.from_numpy(y)
+        start += len(y)
+    return dls
+
+# %% ../nbs/03_preprocessing.ipynb #dc0d528b
 def make_dls(
     df: pd.DataFrame,                     # a manifest with splits
     size: int = 96,                       # the side of the pictures, in pixels
@@ -716,14 +752,15 @@ def make_dls(
     need_columns(df, ("path", "label", "split"))
     df = df[df["split"].isin(("train", "valid"))]
     labels = _vocab(df, labels)
-    store = dict(zip(df["path"], squares(list(df["path"]), size)))
+    df = df.assign(is_valid=df["split"] == "valid").sort_values("is_valid", kind="stable")
+    x = squares(list(df["path"]), size)
     tfms = aug_transforms(max_rotate=15, max_zoom=1.15, max_warp=0.1, max_lighting=0.3) if augment else []
-    block = DataBlock(blocks=(TransformBlock([partial(_stored, store), ToTensor()], batch_tfms=IntToFloatTensor),
-                              CategoryBlock(vocab=list(labels), sort=False)),
-                      get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter("is_valid"),
+    block = DataBlock(blocks=(TransformBlock([partial(_stored, dict(zip(df["path"], x))), ToTensor()],
+                                             batch_tfms=IntToFloatTensor), CategoryBlock(vocab=list(labels), sort=False)),
+                      dl_type=_WholeBatches, get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter("is_valid"),
                       batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
     bs = max(4, min(bs, int((df["split"] == "train").sum()) // 16))
-    return block.dataloaders(df.assign(is_valid=df["split"] == "valid"), bs=bs, num_workers=0, device=device)
+    return _with_stored(block.dataloaders(df, bs=bs, num_workers=0, device=device), x, labels)
 
 # %% ../nbs/03_preprocessing.ipynb #5b2ffc78
 def _stored(store, path):

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dlpipe_nb.core import InputError, Run, check, content_hash, open_picture, picture_array, sha256_of
+from dlpipe_nb.preprocessing import _room
 from dlpipe_nb.preprocessing import clean, clean_into, fault_of, find_faults, find_groups, group_names, make_dls, presize, split, squares
 
 
@@ -383,3 +385,28 @@ def test_check_4_says_what_is_missed_and_what_is_lost():
              lambda df: my_clean(df, 115), lambda df: df.path.tolist(), delete, lambda df: df.iloc[:0]]
     said = told_apart("03.4", my_clean, wrong)
     for words, message in zip(("near duplicate", "corrupt", "blank", "sideways", "good pictures", "table", "deleted", "good pictures"), said): assert words in message, message
+
+
+# ---- whole batches
+
+def test_whole_batches_are_what_fastai_makes_one_by_one(tmp_path):
+    df = split(manifest(tmp_path, 30))
+    dls = make_dls(df, 32, 8, augment=False, device="cpu")
+    for dl in dls.loaders:
+        dl.shuffle, dl.drop_last = False, False
+        whole = [(x.clone(), y.clone()) for x, y in dl]
+        stored = dl.dataset.__dict__.pop("stored")
+        single = list(dl)
+        assert len(whole) == len(single) > 1
+        for (x, y), (a, b) in zip(whole, single):
+            assert type(x) is type(a) and type(y) is type(b) and torch.equal(x, a) and torch.equal(y, b)
+        dl.dataset.stored = stored
+    assert len(dls.train.dataset.stored[0]) == (df["split"] == "train").sum()
+
+
+def test_squares_beyond_the_free_memory_lie_in_a_file():
+    small, large = _room((4, 8, 8, 3), free=10**6), _room((4, 8, 8, 3), free=1000)
+    assert type(small) is np.ndarray and isinstance(large, np.memmap)
+    large[2] = 7
+    assert large[2].min() == 7 and large[3].max() == 0 and torch.from_numpy(large)[2].min() == 7
+    assert _room((0, 8, 8, 3), free=0).shape == (0, 8, 8, 3)
