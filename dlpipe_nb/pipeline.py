@@ -143,13 +143,20 @@ def _show(run, store, cols=6):
     for ax in fig.axes: ax.axis("off")
     return fig
 
+# %% ../nbs/15_pipeline.ipynb #02e95c03
+def _report(run, s):
+    from dlpipe_nb.testing import report
+    try: page = report(run)
+    except InputError as e: return f"not made: {e}"
+    return f"{page.as_posix()}, {page.stat().st_size / 1e6:.1f} MB, a page to hand on"
+
 # %% ../nbs/15_pipeline.ipynb #446fdd68
 #: The phases of a run in their order: name, function, and the file that proves it is finished.
 PHASES = (("problem", _problem, STAGES["problem"][0]), ("collection", _collection, STAGES["manifest"][0]),
           ("preprocessing", _preprocessing, STAGES["clean"][0]), ("features", _features, STAGES["features"][0]),
           ("training", _training, STAGES["learner"][0]), ("evaluation", _evaluation, STAGES["evaluation"][0]),
           ("testing", _testing, STAGES["test"][0]), ("export", _export, STAGES["bundle"][0]),
-          ("inference", _inference, "figures/predictions.png"))
+          ("inference", _inference, "figures/predictions.png"), ("report", _report, "report.html"))
 
 # %% ../nbs/15_pipeline.ipynb #ff562463
 @dataclass(frozen=True)
@@ -267,6 +274,7 @@ def _summary(done):
     yield f"\n{done.verdict}"
     yield f"Bundle   {(done.run / 'bundle').as_posix()}"
     yield f"Figures  {(done.run / 'figures').as_posix()}"
+    if (done.run / "report.html").exists(): yield f"Report   {(done.run / 'report.html').as_posix()}"
     yield f"Store    {(done.run / 'store.db').as_posix()}, where the predictions on new pictures are:"
     for _, p in said.iterrows():
         yield f"  {p['name']:24} " + (p["error"] or f"{p['label']:8} {p['probability']:.1%}" + ("  unsure" if p["unsure"] else ""))

@@ -24,7 +24,7 @@ from .export import export_into
 from .inference import Predictor, Store
 from .monitoring import settle
 from .preprocessing import make_dls
-from .testing import compare, open_seal, test_into
+from .testing import compare, open_seal, test_into, twins
 from .training import load_learner, predict_frame, save_learner, train
 
 # %% ../nbs/14_retraining.ipynb #c692cbc2
@@ -353,6 +353,7 @@ def retrain(
     learner, champion = _starting_point(registry, start), registry.bundle()
     seen = pd.concat([run.manifest()] + ([] if recent is None else [recent]), ignore_index=True)
     new, left_out = new_pictures(store, tuple(run.read_json("problem.json")["labels"]), seen)
+    new, left_out = _apart(new, left_out, run.manifest())
     if len(new) < at_least:
         raise InputError(f"at least {at_least} new labelled pictures", f"{len(new)} ({len(left_out)} left out)", "label some more")
     child = _begin(run, out or _free_name(run.path), new, valid, seed)
@@ -362,6 +363,13 @@ def retrain(
     verdict = gate(*both, margin, slices, others, strict)
     version = _take_over(registry, child, verdict, len(new)) if verdict.promoted else None
     return Round(verdict, version, len(new), left_out, child, len(run.read_json("seal.json")["opened"]))
+
+# %% ../nbs/14_retraining.ipynb #4ba6d3a9
+def _apart(new, left_out, df):
+    "The new pictures without near copies of test pictures, and those added to what was left out."
+    near = new["path"].isin(twins(new, df[df["split"] == "test"])["path"])
+    gone = new[near].assign(said=new["label"], reason="nearly the same as a test picture")[["sha256", "said", "reason"]]
+    return new[~near].reset_index(drop=True), pd.concat([left_out, gone], ignore_index=True)
 
 # %% ../nbs/14_retraining.ipynb #fb5c4b77
 def _needs_accuracy(run):

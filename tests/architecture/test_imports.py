@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "features":      "core preprocessing",
     "training":      "core preprocessing",
     "evaluation":    "core problem collection training",
-    "tuning":        "core training evaluation",
+    "tuning":        "core problem preprocessing training",
     "testing":       "core problem collection preprocessing training evaluation",
     "export":        "core preprocessing training testing inference",
     "inference":     "core",

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from conftest import BLUE, RED, picture, write_tiny_bundle
 from dlpipe_nb import retraining
@@ -371,3 +372,17 @@ def _right(before, after, draws, rng):
 def test_exercise_2(answer, passed, words):
     got = check("14.2", answer)
     assert got.passed is passed and words in got.message
+
+
+def test_a_new_picture_that_is_nearly_a_test_picture_is_left_out(tmp_path):
+    from dlpipe_nb.collection import draw_pets
+    from dlpipe_nb.retraining import _apart
+    df = draw_pets(tmp_path / "pets", 8, size=64).assign(split=["test"] * 4 + ["train"] * 4)
+    paths = []
+    for i in (0, 5):
+        paths.append((tmp_path / f"again {i}.jpg").as_posix())
+        Image.open(df["path"][i]).resize((80, 80)).save(paths[-1], quality=80)
+    new = pd.DataFrame({"path": paths, "label": df["label"][[0, 5]].to_list(), "sha256": [sha256_of(p) for p in paths]})
+    kept, left_out = _apart(new, pd.DataFrame(columns=["sha256", "said", "reason"]), df)
+    assert kept["path"].tolist() == paths[1:] and left_out["sha256"].tolist() == [new["sha256"][0]]
+    assert "test picture" in left_out["reason"][0] and left_out["said"][0] == df["label"][0]

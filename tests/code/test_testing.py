@@ -1,21 +1,25 @@
 "Chapter 08: the verdict, the seal and what breaks it, two models compared."
 import math
+import multiprocessing
 import sys
 import types
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import binom, chi2
+from scipy.stats import binom, bootstrap, chi2
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from dlpipe_nb import testing
 from dlpipe_nb.core import InputError, Run, check, content_hash, sha256_of
-from dlpipe_nb.problem import Problem, define_into, interval, score
+from dlpipe_nb.problem import Problem, define_into, interval, measure, score
 from dlpipe_nb.core import seal
-from dlpipe_nb.testing import SealError, compare, judge, open_seal, verdict
+from dlpipe_nb.testing import SealError, compare, difference, holm, judge, open_seal, verdict
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.05, 0.95))
@@ -211,6 +215,7 @@ def test_mcnemar(pairs):
     assert (c.both, c.only_a, c.only_b, c.neither) == ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())
     n, few = c.only_a + c.only_b, min(c.only_a, c.only_b)
     assert c.p == pytest.approx(min(1, 2 * binom.cdf(few, n, .5)), abs=1e-9)
+    assert c.p == pytest.approx(mcnemar([[c.both, c.only_a], [c.only_b, c.neither]], exact=True).pvalue, abs=1e-9)
 
 
 def test_mcnemar_approaches_its_approximation():
@@ -224,7 +229,133 @@ def test_compare_refuses(a, b):
     with pytest.raises(InputError): compare(a, b)
 
 
+def answers(n, seed, labels=("cat", "dog", "bird")):
+    "Two models' predictions of the same pictures, the second's in another order."
+    rng = np.random.default_rng(seed)
+    true = rng.choice(labels, n)
+    said = [np.where(rng.random(n) < share, true, rng.choice(labels, n)) for share in (.8, .6)]
+    a, b = (pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": true, "predicted": p}) for p in said)
+    return a, b.sample(frac=1, random_state=seed)
+
+
+THREE = ("cat", "dog", "bird")
+METRICS = {"accuracy": None, "recall": Problem("?", THREE, metric="recall of dog"),
+           "cost": Problem("?", THREE, metric="expected cost", target=1, costs={"dog": {"cat": 7, "bird": .5}})}
+
+
+def by_problem(d, problem):
+    if problem is None: return (d.label == d.predicted).mean()
+    return measure(pd.crosstab(d.label, d.predicted).reindex(index=THREE, columns=THREE, fill_value=0), problem)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(30, 400), st.integers(0, 10**6), st.sampled_from(sorted(METRICS)), st.sampled_from([.8, .95]))
+def test_the_paired_bootstrap_is_scipys(n, seed, name, confidence):
+    a, b = answers(n, seed)
+    if (a.label == "dog").sum() < 5: return
+    problem = METRICS[name]
+    got = difference(a, b, problem, confidence, draws=400, seed=seed)
+    assert got.a == pytest.approx(by_problem(a, problem), abs=1e-9) and got.b == pytest.approx(by_problem(b, problem), abs=1e-9)
+    assert got.value == pytest.approx(got.a - got.b, abs=1e-9) and got.n == n
+    label, x, y = a.label.to_numpy(), a.predicted.to_numpy(), b.sort_index().predicted.to_numpy()
+    counts = (label == "dog") if name == "recall" else np.ones(n)
+    cost = lambda said: np.array([0 if t == s else {("dog", "cat"): 7, ("dog", "bird"): .5}.get((t, s), 1) for t, s in zip(label, said)])
+    gains = [cost(s) if name == "cost" else (label == s) * counts for s in (x, y)]
+    lead = lambda g, h, c, axis: (g.sum(axis) - h.sum(axis)) / c.sum(axis)
+    want = bootstrap((*map(np.asarray, (gains[0] * 1., gains[1] * 1., counts * 1.)),), lead, paired=True, vectorized=True, n_resamples=400, method="percentile",
+                     confidence_level=confidence, random_state=np.random.default_rng(seed)).confidence_interval
+    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
+
+
+def test_the_paired_bootstrap_is_the_loop_by_hand():
+    a, b = answers(120, 3)
+    b = b.sort_index()
+    right_a, right_b = (a.label == a.predicted).to_numpy(), (b.label == b.predicted).to_numpy()
+    rng, leads = np.random.default_rng(5), []
+    for _ in range(500):
+        some = rng.integers(0, 120, 120)
+        leads.append(right_a[some].mean() - right_b[some].mean())
+    got = difference(a, b, confidence=.9, draws=500, seed=5)
+    assert (got.low, got.high) == pytest.approx(np.percentile(leads, [5, 95]), abs=1e-9)
+    few = [difference(a, b, draws=101, seed=s) for s in (1, 1, 2)]
+    assert few[0] == few[1] != few[2]
+
+
+def test_redrawing_in_batches_is_redrawing_at_once(monkeypatch):
+    gain, counts = np.random.default_rng(0).normal(size=50), np.ones(50)
+    whole = testing._redrawn(gain, counts, .95, 300, 1)
+    real = np.random.default_rng
+    sizes = []
+    class Spy:
+        def __init__(self, seed): self.rng = real(seed)
+        def integers(self, low, high, shape):
+            sizes.append(shape[0])
+            return self.rng.integers(low, high, shape)
+    monkeypatch.setattr(testing.np.random, "default_rng", Spy)
+    big = np.tile(gain, 30_000)
+    testing._redrawn(big, np.ones(len(big)), .95, 5, 1)
+    assert max(sizes) <= 2 and sum(sizes) == 5, "a large test set is redrawn a few at a time"
+    assert testing._redrawn(gain, counts, .95, 300, 1) == whole
+
+
+def test_a_difference_knows_which_way_is_better():
+    a, b = answers(400, 1)
+    more, cost = difference(a, b), difference(a, b, METRICS["cost"])
+    assert more.better == "A" and more.value > 0 and cost.better == "A" and cost.value < 0 and "A is better" in repr(cost)
+    assert difference(b, a).better == "B" and difference(a, a).better == "" and "0 lies inside" in repr(difference(a, a))
+
+
+def test_few_pictures_that_differ_and_the_two_methods_disagree():
+    a, b = frame([True] * 282 + [False] * 18), frame([True] * 278 + [False] * 22)
+    assert compare(a, b).p == .125 and difference(a, b).better == "A"
+
+
+@pytest.mark.parametrize("change", [
+    lambda a, b: (a, b, None, 0), lambda a, b: (a, b, None, 95), lambda a, b: (a, b, None, .95, 10), lambda a, b: (a, b.head(3)), lambda a, b: (a[["path", "label"]], b),
+    lambda a, b: (a, b, Problem("?", ("cat", "dog"), metric="recall of dog")),
+    lambda a, b: (a[a.label != "dog"], b[b.label != "dog"], METRICS["recall"]), lambda a, b: (a.head(0), b.head(0))])
+def test_difference_refuses(change):
+    with pytest.raises(InputError): difference(*change(*answers(40, 0)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm(ps):
+    with mock.patch("gc.collect"): theirs = multipletests(ps, method="holm")[1] # statsmodels tidies the whole memory at each call
+    assert holm(ps).tolist() == pytest.approx(theirs.tolist(), abs=1e-9)
+    assert holm({i: p for i, p in enumerate(ps)}).index.tolist() == list(range(len(ps)))
+
+
+@pytest.mark.parametrize("ps", [[], [1.2], [-.1], [float("nan")]])
+def test_holm_refuses(ps):
+    with pytest.raises(InputError): holm(ps)
+
+
+def _open_often(folder, name):
+    for k in range(8): testing._record(Run(folder), f"{name}{k}")
+
+
+def test_no_opening_is_lost_when_processes_open_at_the_same_time(run):
+    jobs = [multiprocessing.get_context("fork").Process(target=_open_often, args=(run.path, name)) for name in "ABC"]
+    for j in jobs: j.start()
+    for j in jobs: j.join(60)
+    assert [j.exitcode for j in jobs] == [0] * 3
+    assert sorted(o["model"] for o in run.read_json("seal.json")["opened"]) == [f"{n}{k}" for n in "ABC" for k in range(8)]
+
+
+def test_a_lock_left_by_a_dead_process_stops_nobody(run):
+    (run / ".seal.lock").write_text("")
+    assert len(open_seal(run, "abc")) == 40
+
+
 def exact(a, b): return sum(math.comb(a + b, k) for k in range(a + b + 1) if abs(2 * k - a - b) >= abs(a - b)) / 2 ** (a + b)
+
+
+def redrawn(a, b, rng, same=True, replace=True, ends=(2.5, 97.5)):
+    n = len(a)
+    draw = lambda: rng.integers(0, n, (2000, n)) if replace else np.array([rng.permutation(n) for _ in range(2000)])
+    at = draw()
+    return np.percentile(a[at].mean(1) - b[at if same else draw()].mean(1), ends)
 
 
 @pytest.mark.parametrize("exercise,right,wrong", [
@@ -234,6 +365,13 @@ def exact(a, b): return sum(math.comb(a + b, k) for k in range(a + b + 1) if abs
       lambda b, a: set(b) | set(a), lambda b, a: "b")),
     ("08.3", exact, (lambda a, b: exact(a, b) / 2, lambda a, b: 2 * math.comb(a + b, min(a, b)) / 2 ** (a + b), lambda a, b: chi2.sf((a - b) ** 2 / (a + b), 1),
                      lambda a, b: .5, lambda a, b: min(1, 2 * sum(math.comb(a + b, k) for k in range(b + 1)) / 2 ** (a + b)))),
+    ("08.4", lambda x, y: sum(a != b for a, b in zip(x, y)) / len(x),
+     (lambda x, y: abs(x.count("c") - y.count("c")) / len(x), lambda x, y: sum(a != b for a, b in zip(x, y)), lambda x, y: sum(a == b for a, b in zip(x, y)) / len(x),
+      lambda x, y: sum(a != b for a, b in zip(x, y)) / (len(x) + len(y)), lambda x, y: True, lambda x, y: 2 / 7)),
+    ("08.5", lambda a, b, rng: redrawn(a, b, rng),
+     (lambda a, b, rng: redrawn(b, a, rng), lambda a, b, rng: redrawn(a, b, rng, same=False), lambda a, b, rng: redrawn(a, b, rng, replace=False),
+      lambda a, b, rng: redrawn(a, 0 * b, rng), lambda a, b, rng: redrawn(a, b, rng, ends=(16, 84)), lambda a, b, rng: redrawn(100 * a, 100 * b, rng),
+      lambda a, b, rng: redrawn(a, b, rng)[::-1], lambda a, b, rng: .05)),
 ])
 def test_exercises_tell_wrong_answers_apart(exercise, right, wrong):
     assert check(exercise, right).passed, check(exercise, right)

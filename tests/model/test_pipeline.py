@@ -99,7 +99,8 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
         if p.wait() == 0: break
         assert p.returncode == -signal.SIGKILL, told
         before = [x.split()[0] for x in told if "done before" in x]
-        assert before == done[: len(before)] and len(before) >= len(done) - 1, (before, done)
+        # A phase may end between the last line that was read and the kill, so more may be done than was told; never much less.
+        assert before == NAMES[: len(before)] and len(before) >= len(done) - 1, (before, done)
         done = before + fresh
     assert p.returncode == 0 and kills >= 3, told
     run = Run(out)
