@@ -10,6 +10,10 @@ UPGRADE =
 # Bytes that one message to a kernel may have: pictures are uploaded in these. Jupyter's own limit is 10 MB.
 UPLOAD = 209715200
 
+# Threads that wait for each other go to sleep. By default they spin, and where other programs use the cores too, spinning
+# made training on two threads twenty to forty times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN = .venv/bin
 TOOLS = .nbdev/bin
 VENV = .venv/.installed

@@ -6,6 +6,7 @@
 __all__ = ['PHASES', 'app', 'Settings', 'Result', 'run_pipeline', 'main']
 
 # %% ../nbs/15_pipeline.ipynb #f0a19207
+import os
 import shutil
 import sys
 import time
@@ -315,6 +316,7 @@ def main(
     args: list[str] | None = None # the command's words; those of the process by default
 ) -> None:
     "The `dlpipe` command; exits with its status."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # read when torch is loaded: waiting threads sleep, see below
     warnings.filterwarnings("ignore", module=r"(torch|fastai|pandas)\b") # what libraries say to each other's authors
     try: app(args=args, prog_name="dlpipe")
     except InputError as e:
