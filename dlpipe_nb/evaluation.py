@@ -368,7 +368,7 @@ def out_of_sample(
 ) -> pd.DataFrame:
     "Predictions for every picture by a model that has not seen its label; as `predict_frame`, `sha256` and `split` kept."
     labels = sorted(df["label"].unique())
-    y = df["label"].map({l: i for i, l in enumerate(labels)}).to_numpy()
+    y = df["label"].map({l: i for i, l in enumerate(labels)}).to_numpy(dtype=int)
     few = min(np.bincount(y), default=0)
     if len(labels) < 2 or few < folds:
         raise InputError(f"two labels with at least {folds} pictures each", f"{len(labels)} labels, one with {few}",
