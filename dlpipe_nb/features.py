@@ -14,6 +14,7 @@ __all__ = ['CS', 'map_pictures', 'pixel_features', 'colour_histogram', 'edge_dir
 import contextlib
 import copy
 import hashlib
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -37,6 +38,7 @@ from sklearn.manifold import TSNE
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .core import InputError, PictureError, Run, atomic_write, picture_array, progress, sha256_of
@@ -113,7 +115,8 @@ def fit_baseline(
 ) -> Pipeline:
     "Standardise and fit a logistic regression (scikit-learn); the same data give the same model."
     X, y = _rows(X, y)
-    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000, random_state=0)).fit(X, y)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000, random_state=0))
+    with threadpool_limits(1, "blas"): return model.fit(X, y)
 
 # %% ../nbs/04_features.ipynb #73afc595
 def _rows(X, y):
@@ -145,7 +148,8 @@ def tuned_baseline(
     if fewest < 2: raise InputError("two pictures of each class or more", "a class with one", "label some more")
     deal = StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, random_state=0))
-    return GridSearchCV(model, {"logisticregression__C": sorted(Cs)}, cv=deal).fit(X, y).best_estimator_
+    search = GridSearchCV(model, {"logisticregression__C": sorted(Cs)}, cv=deal)
+    with threadpool_limits(1, "blas"): return search.fit(X, y).best_estimator_
 
 # %% ../nbs/04_features.ipynb #896c226d
 def group_importance(
@@ -287,7 +291,8 @@ def tiny_net(
     widths = [3, 24, 48, 96, 128, 160, 160]
     layers = [nn.Sequential(nn.Conv2d(a, b, k, stride=2, padding=k // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU())
               for a, b, k in zip(widths, widths[1:], (7, 3, 3, 3, 3, 3))]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out))
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out))
+    return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/04_features.ipynb #068db5d1
 @contextlib.contextmanager
@@ -614,13 +619,15 @@ def label_efficiency(
     methods: dict,              # a name → a function: (row numbers, seed) → accuracy after learning from those rows
     y,                          # the labels of all training pictures
     sizes: tuple[int, ...] = (20, 100, 500), # how many labels
-    draws: int = 3              # how often other pictures are drawn; the same ones for all methods
+    draws: int = 3,             # how often other pictures are drawn; the same ones for all methods
+    workers: int = 1            # tries at the same time, each in a thread; the table doesn't depend on it
 ) -> pd.DataFrame:
     "What each method makes of few labels: a row a try, method, labels, draw, accuracy."
-    tries = [(n, d, draw_labels(y, n, d)) for n in sizes for d in range(draws)]
-    rows = [(name, n, d, float(learn(drawn, d))) for n, d, drawn in progress(tries, "learning")
-            for name, learn in methods.items()]
-    return pd.DataFrame(rows, columns=["method", "labels", "draw", "accuracy"])
+    drawn = {(n, d): draw_labels(y, n, d) for n in sizes for d in range(draws)}
+    tries = [(name, n, d) for n, d in drawn for name in methods]
+    def tried(name, n, d): return name, n, d, float(methods[name](drawn[n, d], d))
+    done = Parallel(workers, backend="threading", return_as="generator")(delayed(tried)(*t) for t in tries)
+    return pd.DataFrame(list(progress(done, "learning", len(tries))), columns=["method", "labels", "draw", "accuracy"])
 
 # %% ../nbs/04_features.ipynb #b3c72f6e
 def linear_method(
@@ -646,6 +653,9 @@ def new_head(
     return net
 
 # %% ../nbs/04_features.ipynb #be6dafd9
+_starting = threading.Lock()
+
+# %% ../nbs/04_features.ipynb #61bc04e1
 def network_method(
     start,                # a function without arguments that gives the network to start from; it is trained further
     pictures: np.ndarray, # of all training pictures, uint8 (n, s, s, 3)
@@ -657,9 +667,11 @@ def network_method(
     "For `label_efficiency`: learn from the drawn rows, 30 steps for 20 labels, 80 for 100, 160 for 500."
     classes, codes = np.unique(np.asarray(y), return_inverse=True)
     def learned(rows, seed):
-        torch.manual_seed(seed)
+        with _starting:
+            torch.manual_seed(seed)
+            net = start()
         steps = int(np.interp(np.log(len(rows)), np.log([20, 100, 500]), [30, 80, 160]))
-        net = fit_network(start(), pictures[rows], codes[rows], steps, lr, seed=seed)
+        net = fit_network(net, pictures[rows], codes[rows], steps, lr, seed=seed)
         with torch.inference_mode(): said = net(_batch(valid, net)).argmax(dim=1).cpu().numpy()
         return (classes[said] == np.asarray(y_valid)).mean()
     return learned
