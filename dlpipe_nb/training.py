@@ -60,14 +60,18 @@ def find_lr(
     seed: int = 1,       # for everything random
     steps: int = 150,    # batches to try, each with a higher rate
     low: float = 1e-4,   # the first rate
-    high: float = 1.0    # the last rate, unless the loss blows up before
+    high: float = 1.0,   # the last rate, unless the loss blows up before
+    precision: str = "auto",  # as for `train`: see `choose_hardware`
+    device: str | None = None # as for `train`
 ) -> pd.DataFrame:
     "The learning-rate finder (Smith 2017; fastai's `lr_find`): `lr` and the smoothed `loss`, a row a batch."
     import tempfile
     set_seed(seed)
     dls.train.rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        learn = Learner(dls, make_model(arch, len(dls.vocab)), loss_func=CrossEntropyLossFlat(), path=folder)
+        model = make_model(arch, len(dls.vocab))
+        hw = choose_hardware(model, int(dls.one_batch()[0].shape[-1]), precision, device)
+        learn = _set_precision(Learner(dls, model, loss_func=CrossEntropyLossFlat(), path=folder), hw)
         with learn.no_bar(): learn.lr_find(low, high, steps, show_plot=False, suggest_funcs=None)
     return pd.DataFrame({"lr": learn.recorder.lrs, "loss": [float(v) for v in learn.recorder.losses]})
 
@@ -429,10 +433,11 @@ def train(
     plan = dict(arch=begin.arch, pretrained=begin.pretrained, size=size, epochs=epochs, lr=lr, wd=wd, seed=seed)
     asked = plan | dict(bs=bs, precision=precision, start=_fingerprint(start)) | _data_of(dls)
     saved = last_checkpoint(checkpoint, asked) if checkpoint else None
-    hw = _hardware_of(saved, device) or choose_hardware(begin.model, size, precision, device)
-    learn = _learner(dls, begin, hw, wd, [TrainingProgress()] if watch is None else [_Feed(watch)])
-    if checkpoint: learn.add_cb(Checkpoint(checkpoint, asked, saved))
-    return _carry_out(learn, begin, plan, saved, watch, stop, patience)
+    with _threads_for(bs * size * size):
+        hw = _hardware_of(saved, device) or choose_hardware(begin.model, size, precision, device)
+        learn = _learner(dls, begin, hw, wd, [TrainingProgress()] if watch is None else [_Feed(watch)])
+        if checkpoint: learn.add_cb(Checkpoint(checkpoint, asked, saved))
+        return _carry_out(learn, begin, plan, saved, watch, stop, patience)
 
 # %% ../nbs/05_training.ipynb #98e398e8
 def predict_frame(
@@ -761,7 +766,17 @@ def _cpu_has_bf16():
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
-def _cpu_name(): return f"CPU, {torch.get_num_threads()} threads"
+def _cpu_name():
+    n = torch.get_num_threads()
+    return f"CPU, {n} thread" + "s" * (n > 1)
+
+@contextlib.contextmanager
+def _threads_for(pixels):
+    "One thread for a batch of so few pixels that several would mostly wait for each other; afterwards as before."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1 if pixels < 100_000 else n)
+    try: yield
+    finally: torch.set_num_threads(n)
 
 # %% ../nbs/05_training.ipynb #82141e65
 def _carry_out(learn, begin, plan, saved, watch, stop, patience):
