@@ -41,6 +41,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+# %% ../nbs/04_features.ipynb #9dd2afd5
 from .core import InputError, PictureError, Run, atomic_write, picture_array, progress, sha256_of
 from .preprocessing import need_columns, squares
 

@@ -605,6 +605,8 @@ def plot_networks(
     for name, r in mean.iterrows():
         ax.annotate(name, (r["predict_ms"], r["accuracy"]), (6, 6), textcoords="offset points")
     ax.set(xscale="log", xlabel="ms for a prediction", ylabel="accuracy on validation")
+    ax.set_xticks(mean["predict_ms"], [f"{ms:.2g}" for ms in mean["predict_ms"]])
+    ax.minorticks_off()
     ax.margins(0.25)
     return fig
 

@@ -540,6 +540,13 @@ def test_all_methods_get_the_same_rows():
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["4", "8"]
 
 
+def test_tries_side_by_side_give_the_same_table(df):
+    x, y = squares(df.path.tolist(), 32), df.label.to_numpy()
+    methods = {k: network_method(lambda: tiny_net(2), x, y, x, y, lr=lr) for k, lr in (("slow", 1e-3), ("fast", 4e-3))}
+    alone, beside = (label_efficiency(methods, y, sizes=(8, 12), draws=2, workers=w) for w in (1, 2))
+    assert beside.equals(alone) and list(alone.method[:2]) == ["slow", "fast"] and alone.accuracy.nunique() > 1
+
+
 def test_a_network_learns_several_questions_at_once(df):
     x, y = squares(df.path.tolist(), 32), (df.label == "dog").to_numpy().astype(int)
     net = fit_network(tiny_net(5), x, np.stack([y, np.arange(len(y)) % 3], axis=1), steps=40, bs=16)

@@ -120,11 +120,25 @@ def test_predict_frame_is_complete_and_does_not_depend_on_the_batch(small_run):
 
 def test_the_finders_curve_rises_in_rate_and_leaves_the_place_as_it_was(dls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    curve = find_lr(dls, "small4", steps=20)
+    curve = find_lr(dls, "small4", steps=20, precision="fp32")
     assert curve["lr"].is_monotonic_increasing and 10 <= len(curve) <= 20 and list(tmp_path.iterdir()) == []
-    assert curve.equals(find_lr(dls, "small4", steps=20))
+    assert curve.equals(find_lr(dls, "small4", steps=20, precision="fp32"))
+    assert not curve.equals(find_lr(dls, "small4", steps=20, precision="bf16"))
     table = pd.DataFrame({"lr": [0.001, 0.01, 0.1, 1.0], "loss": [0.7, 0.5, 0.4, 3.0]})
     assert suggest_lr(table) == pytest.approx(0.1 / 3) and len(plot_lr(table).axes[0].lines) == 2
+
+
+@pytest.mark.parametrize("pixels, left", [(4 * 32 * 32, 1), (64 * 96 * 96, 2)])
+def test_small_batches_are_left_to_one_core(pixels, left):
+    from dlpipe_nb.training import _threads_for
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), _threads_for(pixels):
+            assert torch.get_num_threads() == left
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("arch", ["small4", "resnet18", "mobilenet_v3_small", "squeezenet1_1"])
