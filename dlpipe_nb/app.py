@@ -96,7 +96,7 @@ class ClassifierApp:
         self.labels = tuple(predictor.labels)
         self.results: list[Shown] = [] # newest first
         self.message, self.bad = "Nothing here yet.", False
-        self._ids, self._parts, self._whole, self._shown = itertools.count(1), {}, [], set()
+        self._ids, self._parts, self._whole, self._chosen, self._shown = itertools.count(1), {}, [], [], set()
         self.view = _page(self)
 
     def _repr_mimebundle_(self, **kwargs): return self.view._repr_mimebundle_(**kwargs)
@@ -126,7 +126,8 @@ def classify(self: ClassifierApp,
     self.results = [*fresh.values(), *(s for s in self.results if s.id not in fresh)]
     for p, (_, data) in zip(said, files):
         if self.store and not p.error: self.store.keep(p.sha256, data)
-    self._say(_summary(new), bad=any(p.error for p in said))
+    together = [*self._chosen, *new]
+    self._say(_summary(together), bad=any(s.prediction.error for s in together))
     return new
 
 # %% ../nbs/11_app.ipynb #d1da0786
@@ -164,7 +165,8 @@ def _summary(shown):
     heads = [_headline(s.prediction).removeprefix("Unsure. ").replace("Perhaps", "unsure, perhaps") for s in shown]
     each = " ".join(f"{s.prediction.name}: {h[:1].lower() + h[1:]}." for s, h in zip(shown, heads)) if n <= 3 else ""
     text = f"{n} picture{'s' * (n != 1)} looked at. {each}".strip()
-    return text if not bad else f"{text} {bad} of them can't be read: see why on the card{'s' * (bad != 1)}."
+    if bad and n > 1: text += f" {bad} of them can't be read."
+    return text + " See why on the card." * (bad > 0)
 
 # %% ../nbs/11_app.ipynb #6eb7b877
 @patch
@@ -230,7 +232,7 @@ def serve(
     Voila = _voila()
     with tempfile.TemporaryDirectory(prefix="dlpipe-app-") as folder:
         server = Voila(ip=host, port=port, port_retries=0, open_browser=browser, token=token or "", log_level=30,
-                       tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT})
+                       tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT, "headers": _ONLY_HERE})
         server.initialize([str(_one_cell(folder, bundle, store))])
         server.start()
 
@@ -356,14 +358,16 @@ def _take(self: ClassifierApp, sent, buffers):
         if len(data) >= sent["size"]: self._whole.append((sent["name"], bytes(self._parts.pop(sent["file"])), sent["note"]))
     while len(self._parts) > 4: self._parts.pop(next(iter(self._parts)))
     held = sum(len(d) for _, d, _ in self._whole if isinstance(d, bytes))
-    if self._whole and (sent["last"] or len(self._whole) >= 8 or held > 32_000_000): self._answer_whole()
+    if self._whole and (sent["last"] or len(self._whole) >= 8 or held > 32_000_000): self._answer_whole(sent["last"])
 
 # %% ../nbs/11_app.ipynb #f46bef33
 @patch
-def _answer_whole(self: ClassifierApp):
-    "Classify the files that have come whole."
+def _answer_whole(self: ClassifierApp, last):
+    "Classify the files that have come whole; the message is about all that were chosen together."
     files, self._whole = self._whole, []
-    self.classify([(name, data) for name, data, _ in files], notes=[note for *_, note in files])
+    try: self._chosen += self.classify([(name, data) for name, data, _ in files], notes=[note for *_, note in files])
+    finally:
+        if last: self._chosen = []
 
 # %% ../nbs/11_app.ipynb #6a3f1625
 _JS = """
@@ -470,7 +474,7 @@ const intake = (root, add) => {
     if (files.length) { e.preventDefault(); e.stopPropagation(); add(files); }
   });
   row.append(choose);
-  box.append(row, make("div", "dlp-dim", "or drop them here, or paste one"), input);
+  box.append(row, make("div", "dlp-dim dlp-hint", "or drop them here, or paste one"), input);
   return { box, row, choose };
 };
 """
@@ -530,11 +534,11 @@ const correcting = (c, t, say) => {
     row.append(list, button("Say so", "", () => { if (list.value) say(c.id, list.value); }, `Say so: ${c.name}`));
   }
   const update = c => {
-    const had = row.contains(document.activeElement);
+    const active = document.activeElement, had = row.contains(active);
     asked.replaceChildren(c.told ? "You said: " : c.believed ? "That’s wrong?" : "What is it?",
                           ...(c.told ? [make("b", "dlp-told", c.told)] : []));
     for (const [label, b] of Object.entries(buttons)) b.hidden = label == c.believed;
-    if (had && document.activeElement && document.activeElement.hidden) asked.focus();
+    if (had && active.hidden) asked.focus();
   };
   return { row, update };
 };
@@ -577,6 +581,7 @@ const drawHistory = () => {
   table.append(top, body);
   scroll.append(table);
   box.append(title, scroll);
+  box.hidden = true;
   const update = t => {
     box.hidden = !t.rows.length;
     title.textContent = `History: ${t.n} picture${t.n == 1 ? "" : "s"}` + (t.n > t.rows.length ? `, the latest ${t.rows.length}` : "");
@@ -599,7 +604,9 @@ const follow = (root, alone) => {
     const dark = light === undefined ? system.matches : light == "false";
     root.dataset.theme = dark ? "dark" : "light";
     root.classList.toggle("dlp-alone", alone());
-    if (alone()) Object.assign(document.body.style, { background: getComputedStyle(root).backgroundColor, margin: 0 });
+    if (!alone()) return;
+    const colour = getComputedStyle(root).backgroundColor;
+    for (let e = root.parentElement; e; e = e.parentElement) e.style.background = colour;
   };
   system.addEventListener("change", set);
   lab.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
@@ -665,13 +672,17 @@ function render({ model, el }) {
   const clear = button("Clear", "", () => model.send({ act: "clear" }), "Clear: empty the page; the store keeps its records");
   const history = drawHistory(), theme = follow(root, () => Boolean(now && now.alone));
   const say = (id, label) => model.send({ act: "wrong", id, label });
-  take.row.append(clear);
-  root.append(title, take.box, lens.panel, progress, doing, status, gallery, history.box);
+  const line = make("div", "dlp-line");
+  line.append(status, clear);
+  root.append(title, take.box, lens.panel, progress, doing, line, gallery, history.box);
+  enable(clear, false);
+  tell("Waiting for Python…");
 """
 
 # %% ../nbs/11_app.ipynb #30f2caff
 _JS += """
   const draw = t => {
+    const first = !now;
     now = t;
     title.textContent = t.title;
     root.setAttribute("aria-label", t.title);
@@ -690,6 +701,7 @@ _JS += """
     history.update(t);
     enable(clear, t.n > 0);
     theme.set();
+    if (first) files.add([]); // what was dropped before the first message came
   };
 """
 
@@ -718,9 +730,9 @@ export default { render };
 # %% ../nbs/11_app.ipynb #be4d48ab
 _CSS = """
 .dlp-app { --bg: var(--jp-layout-color1, #fff); --fg: var(--jp-ui-font-color1, #1d1d1f); --brand: #1259b0; --on: #fff;
-  --warn: #8a4500; --bad: #b3261e; --good: #1d6b2a }
+  --warn: #8a4500; --bad: #b3261e; --good: #1d6b2a; color-scheme: light }
 .dlp-app[data-theme=dark] { --bg: var(--jp-layout-color1, #16181c); --fg: var(--jp-ui-font-color1, #ececee);
-  --brand: #8ab8f5; --on: #10182a; --warn: #ffb866; --bad: #ff9c92; --good: #8ed69a }
+  --brand: #8ab8f5; --on: #10182a; --warn: #ffb866; --bad: #ff9c92; --good: #8ed69a; color-scheme: dark }
 .dlp-app.dlp-alone { --bg: #fff; --fg: #1d1d1f }
 .dlp-app.dlp-alone[data-theme=dark] { --bg: #16181c; --fg: #ececee }
 .dlp-app { --line: color-mix(in srgb, var(--fg) 26%, var(--bg)); --soft: color-mix(in srgb, var(--fg) 6%, var(--bg));
@@ -745,13 +757,14 @@ _CSS += """
 .dlp-app .dlp-row { display: flex; flex-wrap: wrap; gap: 10px; align-items: center }
 .dlp-app .dlp-drop { border: 2px dashed var(--line); border-radius: 12px; padding: 18px; display: grid; gap: 10px;
   justify-items: center }
-.dlp-app .dlp-drop .dlp-row { justify-content: center }
+.dlp-app .dlp-drop .dlp-row { justify-content: center; width: 100% }
 .dlp-app.dlp-over .dlp-drop { border-color: var(--brand); background: color-mix(in srgb, var(--brand) 14%, var(--bg)) }
 .dlp-app .dlp-dim, .dlp-app .dlp-name, .dlp-app .dlp-note { color: var(--dim) }
 .dlp-app .dlp-camera { margin-top: 14px; display: grid; gap: 10px; justify-items: center }
 .dlp-app .dlp-camera video { width: 100%; max-width: 560px; max-height: 60vh; border-radius: 10px; background: #000 }
 .dlp-app progress { width: 100%; height: 10px; margin: 14px 0 2px; accent-color: var(--brand); display: block }
-.dlp-app .dlp-status { min-height: 1.4em; margin: 12px 0 }
+.dlp-app .dlp-line { display: flex; gap: 12px; align-items: center; justify-content: space-between; margin: 12px 0 }
+.dlp-app .dlp-line button { flex: none }
 .dlp-app .dlp-bad, .dlp-app .dlp-error { color: var(--bad) }
 .dlp-app .dlp-unsure { color: var(--warn) }
 .dlp-app .dlp-told { color: var(--good) }
@@ -785,6 +798,8 @@ _CSS += """
 .dlp-app .dlp-why { margin-top: 6px }
 .dlp-app .dlp-fix { margin-top: auto; padding-top: 12px }
 .dlp-app .dlp-fix button { min-height: 40px }
+.dlp-app .dlp-asked { flex: 1 0 100% }
+.dlp-app .dlp-fix { gap: 6px 10px }
 .dlp-app .dlp-fix:empty, .dlp-app .dlp-asked:empty { display: none }
 .dlp-app .dlp-scroll { max-height: 18em; overflow: auto; border: 1px solid var(--line); border-radius: 8px }
 .dlp-app table { border-collapse: collapse; width: 100%; margin: 0; font-size: 15px; color: inherit; background: none }
@@ -796,6 +811,7 @@ _CSS += """
   .dlp-app h2.dlp-title { font-size: 24px }
   .dlp-app .dlp-drop { padding: 14px 10px }
   .dlp-app .dlp-drop button { flex: 1 1 auto }
+  .dlp-app .dlp-hint { display: none }
   .dlp-app th, .dlp-app td { padding: 7px 8px; font-size: 14px }
 }
 @media (prefers-reduced-motion: no-preference) { .dlp-app .dlp-fill { transition: width .2s } }
@@ -838,6 +854,10 @@ def _may_listen(host, port, token):
     except (OSError, OverflowError) as e:
         raise InputError("an address and port to listen on", f"{host}:{port}: {getattr(e, 'strerror', None) or e}",
                          "choose another --port, such as 8867") from e
+
+# %% ../nbs/11_app.ipynb #561619b2
+_ONLY_HERE = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; "
+                                         "connect-src 'self' ws: wss: blob: data:; frame-ancestors 'self'"}
 
 # %% ../nbs/11_app.ipynb #ffe33d28
 def _voila():

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def test_classify_shows_and_stores(app):
 
 def bomb():
     "A file of 50 kB that claims 400 million pixels."
-    out = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(out, "PNG")
-    return out.getvalue()
+    row = zlib.compress(bytes(2501) * 20_000)
+    part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (b"\x89PNG\r\n\x1a\n" + part(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)) + part(b"IDAT", row)
+            + part(b"IEND", b""))
 
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + b"\0" * 40
@@ -138,10 +140,14 @@ def test_a_file_in_parts_is_put_together_and_not_kept(app):
     assert app.results == [] and len(app._whole) == 1, "it waits for the rest of the choice"
     arrives(app, "blue.png", picture(BLUE), note="scaled down")
     assert [s.prediction.name for s in app.results] == ["red.png", "blue.png"] and app.results[1].note == "scaled down"
+    for i in range(9): arrives(app, f"{i}.png", picture((200, 0, i)), last=i == 8)
+    assert app.message == "9 pictures looked at.", "one sentence for all that were chosen together"
+    assert app.results[0].prediction.name == "8.png"
+    del app.results[:9]
     assert app.results[0].prediction.sha256 == Predictor(app.predictor.path).predict(data).sha256, "the bytes came as they were"
     assert app._whole == [] and app._parts == {}
     answered = [m["got"] for m, _ in app.sent if "got" in m]
-    assert answered == ["red.png"] * 5 + ["blue.png"], "every part gets its answer"
+    assert answered[:6] == ["red.png"] * 5 + ["blue.png"] and len(answered) == 15, "every part gets its answer"
 
 
 def test_what_is_left_half_sent_is_forgotten(app):
@@ -301,7 +307,7 @@ def new_page(browser, size=(1280, 1000), dark=False):
 @pytest.fixture(scope="module")
 def page(browser, lab):
     page = new_page(browser)
-    show(page, lab, "app.ipynb", ".dlp-app .dlp-drop")
+    show(page, lab, "app.ipynb", ".dlp-app[data-theme]")
     return page
 
 
@@ -316,7 +322,7 @@ def card(page, name): return page.locator(".dlp-card", has=page.locator(".dlp-na
 def says(page, text): page.get_by_role("status").get_by_text(text).wait_for()
 
 
-def noise(size, exif=None, quality=95):
+def noise(size, exif=None, quality=98):
     "A reddish JPEG that can't be pressed small."
     grain = np.random.default_rng(0).integers(0, 200, (size[1], size[0], 3), np.uint8)
     grain[..., 0] += 55
@@ -331,7 +337,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uploads")
     turned = Image.Exif()
     turned[0x0112] = 6
-    large = noise((4800, 3600), turned)
+    large = noise((5300, 3975), turned)
     assert 25_000_000 < len(large) < 40_000_000, f"{len(large) / 1e6:.0f} MB"
     huge = io.BytesIO()
     Image.frombytes("1", (10_400, 10_000), os.urandom(1300 * 10_000)).save(huge, "PNG", compress_level=0)
@@ -394,8 +400,7 @@ def test_large_pictures_come_through_and_bad_ones_say_why(page, lab, files):
 
     bad = ["large cut.jpg", "huge.png", *BROKEN]
     choose(page, *(files[n] for n in bad))
-    says(page, "can't be read")
-    card(page, bad[-1]).wait_for()
+    says(page, f"{len(bad)} pictures looked at. {len(bad)} of them can't be read.")
     for name in bad:
         text = card(page, name).inner_text()
         assert "Can't be read" in text and "Next:" in text and "Traceback" not in text, f"{name}: {text}"
@@ -444,9 +449,7 @@ def test_the_camera_takes_a_picture(page, lab):
 def test_nothing_uploaded_is_saved_in_the_notebook(page, lab):
     text = saved(page, lab, "app.ipynb")
     assert "widget-state+json" in text, "the widgets' state was not saved, so this test shows nothing"
-    state = json.dumps(json.loads(text)["metadata"]["widgets"], ensure_ascii=False)
     for name in ("red.png", "sideways.jpg", "schön", "base64"): assert name not in text
-    assert '"buffers": []' in state or "buffers" not in state
     assert len(text) < 100_000, f"{len(text)} characters"
 
 
@@ -566,12 +569,22 @@ def press_until(page, wanted, key="Tab", most=40):
     raise AssertionError(f"{wanted} can't be reached with {key}")
 
 
+def ready(page):
+    "Wait until Voilà has put the app in its place and taken its own curtain away."
+    page.locator(".dlp-app[data-theme]").wait_for(timeout=60_000)
+    page.locator("#loading").wait_for(state="hidden")
+    page.wait_for_load_state("networkidle")
+
+
 @pytest.mark.timeout(240)
 def test_by_keyboard_alone_under_voila(browser, voila, files):
     url, home = voila
-    page = new_page(browser)
+    page, loaded = new_page(browser), []
+    page.on("response", lambda answer: loaded.append(answer.url))
     page.goto(url)
-    page.locator(".dlp-app .dlp-drop").wait_for(timeout=60_000)
+    ready(page)
+    away = [u for u in loaded if not u.startswith((url, "blob:", "data:"))]
+    assert loaded and away == [], "the page loads from elsewhere"
     shoot(page, "7 voila empty")
     press_until(page, "Choose pictures")
     with page.expect_file_chooser() as chooser: page.keyboard.press("Enter")
@@ -599,6 +612,8 @@ def test_by_keyboard_alone_under_voila(browser, voila, files):
             assert faint(page)[0] == {}
             small = [b.inner_text() for b in page.locator(".dlp-app button:visible").all() if b.bounding_box()["height"] < 40]
             assert not small, f"too small for a finger: {small}"
+            around = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert around == page.locator(".dlp-app").evaluate("e => getComputedStyle(e).backgroundColor")
             shoot(page, f"8 voila {'dark' if dark else 'light'} {width}")
     press_until(page, "Clear", key="Shift+Tab")
     page.keyboard.press("Enter")
@@ -613,7 +628,7 @@ def test_without_a_camera_it_says_so_or_offers_none(browser, voila, spoil, said)
     page = new_page(browser)
     page.add_init_script(spoil)
     page.goto(voila[0])
-    page.locator(".dlp-app .dlp-drop").wait_for(timeout=60_000)
+    ready(page)
     button = page.get_by_role("button", name="Use the camera")
     if said is None: assert button.count() == 0
     else:
@@ -626,13 +641,13 @@ def test_without_a_camera_it_says_so_or_offers_none(browser, voila, spoil, said)
 def test_many_labels_get_a_list(browser, tmp_path):
     bundle = write_tiny_bundle(tmp_path / "b", labels=tuple("abcdef"))
     with alone(tmp_path / "home", bundle, "--store", "s.db", "--token", "open sesame") as (url, server, log):
-        with pytest.raises(urllib.error.HTTPError) as refused: urllib.request.urlopen(f"{url}/api/kernels", timeout=5)
-        assert refused.value.code in (403, 404)
+        for path in ("", "/voila/render/app.ipynb", "/api/kernels"):
+            assert "login" in urllib.request.urlopen(url + path, timeout=5).url, f"{path} is open to everybody"
         page = new_page(browser)
         page.goto(url)
         assert page.locator(".dlp-app").count() == 0 and "login" in page.url, "without the token there is no app"
         page.goto(f"{url}/?token=open%20sesame")
-        page.locator(".dlp-app .dlp-drop").wait_for(timeout=60_000)
+        ready(page)
         drop(page, "red.png", picture())
         page.get_by_label("What red.png is in truth").select_option("e")
         page.get_by_role("button", name="Say so").click()
