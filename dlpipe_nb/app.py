@@ -535,7 +535,7 @@ const correcting = (c, t, say) => {
   }
   const update = c => {
     const active = document.activeElement, had = row.contains(active);
-    asked.replaceChildren(c.told ? "You said: " : c.believed ? "That’s wrong?" : "What is it?",
+    asked.replaceChildren(c.told ? "You said: " : c.believed ? "That’s wrong:" : "What is it?",
                           ...(c.told ? [make("b", "dlp-told", c.told)] : []));
     for (const [label, b] of Object.entries(buttons)) b.hidden = label == c.believed;
     if (had && active.hidden) asked.focus();
