@@ -232,7 +232,8 @@ def serve(
     Voila = _voila()
     with tempfile.TemporaryDirectory(prefix="dlpipe-app-") as folder:
         server = Voila(ip=host, port=port, port_retries=0, open_browser=browser, token=token or "", log_level=30,
-                       tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT, "headers": _ONLY_HERE})
+                       tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT, "headers": _ONLY_HERE,
+                                         "allow_remote_access": bool(token)})
         server.initialize([str(_one_cell(folder, bundle, store))])
         server.start()
 

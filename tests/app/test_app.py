@@ -369,6 +369,14 @@ def test_a_person_uploads_looks_and_corrects(page, lab, files):
     assert fb["label"].tolist() == ["dog"]
     assert said.loc[said["id"] == fb["prediction_id"][0], "name"].tolist() == ["red.png"]
 
+    page.get_by_role("button", name="Choose pictures").focus()
+    press_until(page, "It is a cat: blue.jpg")
+    page.keyboard.press("Enter")
+    says(page, "blue.jpg is a cat; stored")
+    for key in "ddxab": page.keyboard.press(key)                 # JupyterLab's keys to delete, cut and add cells
+    assert page.locator(".jp-Notebook .jp-Cell").count() == 1, "a key reached the notebook"
+    assert store.feedback()["label"].tolist() == ["dog", "cat"]
+
     choose(page, files["grey.png"], files[NASTY])
     card(page, "grey.png").get_by_text("Unsure").wait_for()
     assert card(page, "grey.png").get_by_role("button").count() == 2
@@ -582,11 +590,17 @@ def ready(page):
     page.wait_for_load_state("networkidle")
 
 
+def test_only_this_computers_names_are_answered_without_a_token(voila):
+    asked = urllib.request.Request(voila[0], headers={"Host": "dogs.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused: urllib.request.urlopen(asked, timeout=10)
+    assert refused.value.code == 403
+
+
 @pytest.mark.timeout(240)
 def test_by_keyboard_alone_under_voila(browser, voila, files):
     url, home = voila
     page, asked = new_page(browser), []
-    page.on("request", asked.append)
+    page.on("request", lambda request: asked.append(request))
     page.goto(url)
     ready(page)
     away = [q.url for q in asked if not q.url.startswith((url, "blob:", "data:")) and q.failure != "csp"]
