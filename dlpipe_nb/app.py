@@ -31,12 +31,13 @@ class Shown:
 
     @property
     def believed(self) -> str:
-        "What it is as far as anybody knows: a person's word, else the model's, else nothing where the model is unsure."
+        "What it is as far as anybody knows: a person's word, else the model's, else nothing where it is unsure."
         return self.told or ("" if self.prediction.unsure else self.prediction.label or "")
 
     def __repr__(self):
         p = self.prediction
-        said = f"error: {p.error}" if p.error else f"{p.label} {_percent(p.probability)}{' unsure' if p.unsure else ''}"
+        said = f"{p.label} {_percent(p.probability)}{' unsure' if p.unsure else ''}" if not p.error \
+            else f"error: {p.error}"
         return f"Shown({self.id}, {p.name!r}, {said}{f', told {self.told}' if self.told else ''})"
 
 def _percent(p):
@@ -48,7 +49,7 @@ SMALL_FILE = 8_000_000    #: bytes up to which a file is sent as it is
 LARGEST_FILE = 64_000_000 #: bytes that the app takes at all, for what a browser can't open and make smaller
 LONGEST_SIDE = 2400       #: pixels of the longer side of what a browser makes smaller
 MAX_CARDS = 24            #: at most so many cards are shown; the history under them has every picture
-MAX_ROWS = 500            #: so many of the newest pictures are in the history on the page; `ClassifierApp.history` has all
+MAX_ROWS = 500            #: so many of the newest are in the history on the page; `ClassifierApp.history` has all
 
 # %% ../nbs/11_app.ipynb #14e8d457
 def thumbnail(
@@ -85,12 +86,12 @@ def card(
 
 # %% ../nbs/11_app.ipynb #a8cd0f43
 class ClassifierApp:
-    "Choose pictures, see what they are, say where an answer is wrong. Display it, or call its methods without a click."
+    "Choose pictures, see what they are, say where that is wrong. Display it, or call its methods without a click."
     def __init__(self,
                  predictor: Predictor,       # what answers
                  store: Store | None = None, # where answers and corrections are recorded; None: only in this window
                  by: str = "app",            # the name that corrections are recorded under
-                 alone: bool = False         # whether the page holds nothing else: it is then as light or dark as the system
+                 alone: bool = False         # whether the page holds nothing else: it is then as dark as the system is
                  ):
         self.predictor, self.store, self.by, self.alone = predictor, store, by, alone
         self.labels = tuple(predictor.labels)
@@ -135,7 +136,8 @@ def classify(self: ClassifierApp,
 def _answers(self: ClassifierApp, files):
     "A prediction for each file, also for those that couldn't be sent."
     said = iter(self.predictor.predict_many([(n, d) for n, d in files if not isinstance(d, InputError)]))
-    unread = lambda n, e: Prediction(n, None, 0.0, {}, True, sha256_of(n.encode()), self.predictor.version, error=str(e))
+    model = self.predictor.version
+    unread = lambda n, e: Prediction(n, None, 0.0, {}, True, sha256_of(n.encode()), model, error=str(e))
     return [unread(n, d) if isinstance(d, InputError) else _clearer(next(said), d) for n, d in files]
 
 @patch
@@ -238,7 +240,7 @@ def serve(
         server.start()
 
 # %% ../nbs/11_app.ipynb #bff56916
-WEBSOCKET_LIMIT = 209_715_200 #: bytes of one message between page and kernel, as `make lab` sets it; Jupyter's own is 10 MB
+WEBSOCKET_LIMIT = 209_715_200 #: bytes of one message between page and kernel, as in `make lab`; Jupyter's own is 10 MB
 
 # %% ../nbs/11_app.ipynb #cb4428aa
 def _check_1(answer):
@@ -286,7 +288,7 @@ def _check_3(answer):
     try: handler("break")
     except RuntimeError: return "the error leaves the handler: in a widget nobody would see it"
     if not said: return "the error vanishes: neither raised nor said"
-    if "no paper in the printer" not in str(said[0]): return f"say what went wrong: {said[0]!r} doesn't hold the error's own words"
+    if "no paper in the printer" not in str(said[0]): return f"say what went wrong: {said[0]!r} lacks the error's own words"
     try: handler("stop")
     except KeyboardInterrupt: return ""
     return "that catches too much: KeyboardInterrupt is how a person stops Python, let it through (see Exception)"
@@ -295,10 +297,12 @@ def _check_3(answer):
 def _check_4(answer):
     grey, white, black, red = (118, 118, 118), (255, 255, 255), (0, 0, 0), (255, 0, 0)
     got = {pair: float(answer(*pair)) for pair in ((black, white), (white, black), (grey, white), (red, white))}
-    if abs(got[white, black] * got[black, white] - 1) < 1e-6: return "always the lighter over the darker: black on white is white on black"
+    if abs(got[white, black] * got[black, white] - 1) < 1e-6:
+        return "always the lighter over the darker: black on white is white on black"
     if got[black, white] > 1000: return "add 0.05 to both luminances, or black divides by zero"
-    if abs(got[black, white] - 21) > 0.01: return f"black on white is 21, the largest there is; you say {got[black, white]:.2f}"
-    if abs(got[grey, white] - 2.05) < 0.1: return "each channel is first made linear: a grey of 118 gives off 18 % of white's light, not 46 %"
+    if abs(got[black, white] - 21) > 0.01: return f"black on white is 21, the most there is; not {got[black, white]:.2f}"
+    if abs(got[grey, white] - 2.05) < 0.1:
+        return "each channel is first made linear: a grey of 118 gives off 18 % of white's light, not 46 %"
     if abs(got[red, white] - got[grey, white]) < 0.01 or abs(got[red, white] - 2.74) < 0.01:
         return "the channels don't count alike: the eye sees 0.2126 red, 0.7152 green, 0.0722 blue"
     if abs(got[grey, white] - 4.54) < 0.02 and abs(got[red, white] - 4.0) < 0.02: return ""
@@ -306,20 +310,19 @@ def _check_4(answer):
 
 # %% ../nbs/11_app.ipynb #1e2f4883
 def _check_5(answer):
-    try: got = {size: tuple(answer(*size, 2400)) for size in ((6000, 4000), (3000, 6000), (800, 600), (100_000, 20), (2400, 1000))}
+    right = {(6000, 4000): (2400, 1600), (3000, 6000): (1200, 2400), (800, 600): (800, 600), (100_000, 20): (2400, 1)}
+    try: got = {size: tuple(answer(*size, 2400)) for size in right}
     except TypeError: return "give two whole numbers, (width, height)"
-    if not all(isinstance(n, int) for size in got.values() for n in size): return "pixels are whole numbers: round them"
-    if got[800, 600] != (800, 600): return f"a picture of 800 × 600 is small enough: it stays as it is, and doesn't become {got[800, 600]}"
+    if any(not isinstance(n, int) for size in got.values() for n in size): return "pixels are whole numbers: round them"
+    if got[800, 600] != (800, 600): return f"a picture of 800 × 600 is small enough: it doesn't become {got[800, 600]}"
     if got[3000, 6000] == (2400, 4800): return "the *longer* side counts, and here that is the height"
     if 0 in got[100_000, 20]: return "a strip of 100,000 × 20 has no pixels left: keep at least one"
-    if got[6000, 4000] == (2400, 2400) or got[6000, 4000] == (2400, 4000): return "both sides shrink by the same factor, or the cat gets fat"
-    if got == {(6000, 4000): (2400, 1600), (3000, 6000): (1200, 2400), (800, 600): (800, 600), (100_000, 20): (2400, 1),
-               (2400, 1000): (2400, 1000)}: return ""
-    return f"6000 × 4000 becomes 2400 × 1600; you say {got[6000, 4000]}"
+    if got[6000, 4000][1] in (2400, 4000): return "both sides shrink by the same factor, or the cat gets fat"
+    return "" if got == right else f"6000 × 4000 becomes 2400 × 1600; you say {got[6000, 4000]}"
 
 # %% ../nbs/11_app.ipynb #b222a36d
 def _page(app):
-    "The app's half in the browser. It has no state of its own: what it shows comes as messages, so none of it can be saved."
+    "The app's half in the browser. What it shows comes as messages and isn't its state, so none of it can be saved."
     import anywidget
     page = type("ClassifierPage", (anywidget.AnyWidget,), dict(_esm=_JS, _css=_CSS))()
     page.on_msg(lambda widget, sent, buffers: app._heard(sent, buffers))
@@ -333,7 +336,8 @@ def _state(self: ClassifierApp):
     said = [(p.name, _headline(p), "" if p.error else _percent(p.probability), _a(s.told) if s.told else "")
             for s in self.results[:MAX_ROWS] for p in [s.prediction]]
     return dict(title=f"Is it {names}?", choices=[[l, _a(l)] for l in self.labels], alone=self.alone, rows=said,
-                cards=[card(s) for s in self.results[:MAX_CARDS]], n=len(self.results), message=self.message, bad=self.bad,
+                cards=[card(s) for s in self.results[:MAX_CARDS]], n=len(self.results),
+                message=self.message, bad=self.bad,
                 limits=dict(small=SMALL_FILE, large=LARGEST_FILE, longest=LONGEST_SIDE, pixels=MAX_PIXELS))
 
 # %% ../nbs/11_app.ipynb #78f3eb81
@@ -351,12 +355,16 @@ def _show(self: ClassifierApp, everything=False):
 def _take(self: ClassifierApp, sent, buffers):
     "One part of a file, or the news that the browser couldn't send it; answers when some files are whole."
     if sent.get("failed"):
-        self._whole.append((sent["name"], PictureError("a picture that can be sent", sent["failed"], sent["next"]), ""))
+        why = PictureError("a picture that can be sent", sent["failed"], sent["next"])
+        self._whole.append((sent["name"], why, ""))
     else:
         data = self._parts.setdefault(sent["file"], bytearray())
         for b in buffers: data += bytes(b)
-        if len(data) > LARGEST_FILE: raise InputError(f"at most {LARGEST_FILE // 10**6} MB", sent["name"], "make it smaller")
-        if len(data) >= sent["size"]: self._whole.append((sent["name"], bytes(self._parts.pop(sent["file"])), sent["note"]))
+        whole = len(data) >= sent["size"]
+        if whole or len(data) > LARGEST_FILE: del self._parts[sent["file"]]
+        if len(data) > LARGEST_FILE:
+            raise InputError(f"at most {LARGEST_FILE // 10**6} MB", f"more in {sent['name']}", "make it smaller")
+        if whole: self._whole.append((sent["name"], bytes(data), sent["note"]))
     while len(self._parts) > 4: self._parts.pop(next(iter(self._parts)))
     held = sum(len(d) for _, d, _ in self._whole if isinstance(d, bytes))
     if self._whole and (sent["last"] or len(self._whole) >= 8 or held > 32_000_000): self._answer_whole(sent["last"])
@@ -392,7 +400,8 @@ const words = (failed, next) => ({ failed, next });
 # %% ../nbs/11_app.ipynb #ea06bc82
 _JS += """
 const sizeOf = file => new Promise((yes, no) => {
-  const img = new Image(), done = f => () => { URL.revokeObjectURL(img.src); f([img.naturalWidth, img.naturalHeight]); };
+  const img = new Image();
+  const done = f => () => { URL.revokeObjectURL(img.src); f([img.naturalWidth, img.naturalHeight]); };
   img.onload = done(yes);
   img.onerror = done(no);
   img.src = URL.createObjectURL(file);
@@ -412,7 +421,8 @@ const smaller = async (file, limits) => {
   bitmap.close();
   const blob = await new Promise(yes => canvas.toBlob(yes, "image/jpeg", .92));
   if (!blob) throw new Error("the browser could not write it");
-  return { blob, note: `scaled down by the browser: ${mb(file.size)}, ${w} × ${h} pixels → ${canvas.width} × ${canvas.height}` };
+  const from = `${mb(file.size)}, ${w} × ${h} pixels`;
+  return { blob, note: `scaled down by the browser: ${from} → ${canvas.width} × ${canvas.height}` };
 };
 """
 
@@ -437,7 +447,8 @@ const sender = model => {
   const heard = m => { if (m.got && answered) answered(); };
   model.on("msg:custom", heard);
   const send = (what, bytes) => new Promise((yes, no) => {
-    const late = setTimeout(() => no(new Error("Python doesn’t answer. Reload the page, or run the cell again.")), 90000);
+    const silent = new Error("Python doesn’t answer. Reload the page, or run the cell again.");
+    const late = setTimeout(() => no(silent), 90000);
     answered = () => { clearTimeout(late); yes(); };
     model.send({ act: "part", ...what }, undefined, bytes ? [bytes] : []);
   });
@@ -494,7 +505,8 @@ const camera = (row, add, tell) => {
     const canvas = Object.assign(make("canvas"), { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
     const name = `camera ${new Date().toTimeString().slice(0, 8)}.jpg`;
-    canvas.toBlob(blob => blob ? add([new File([blob], name)]) : tell("The camera shows nothing yet.", true), "image/jpeg", .92);
+    const taken = blob => blob ? add([new File([blob], name)]) : tell("The camera shows nothing yet.", true);
+    canvas.toBlob(taken, "image/jpeg", .92);
   };
   const take = button("Take the picture", "dlp-main", shoot), stop = button("Close the camera", "", shut);
 """
@@ -523,7 +535,8 @@ _JS += """
 # %% ../nbs/11_app.ipynb #bfab7048
 _JS += """
 const correcting = (c, t, say) => {
-  const row = make("div", "dlp-row dlp-fix"), asked = make("div", "dlp-asked", undefined, { tabIndex: -1 }), buttons = {};
+  const row = make("div", "dlp-row dlp-fix"), buttons = {};
+  const asked = make("div", "dlp-asked", undefined, { tabIndex: -1 });
   row.append(asked);
   if (c.error) return { row, update: () => {} };
   if (t.choices.length <= 4) for (const [label, a] of t.choices)
@@ -556,7 +569,8 @@ const drawBar = ([label, width, share]) => {
   return row;
 };
 const drawCard = (c, t, say) => {
-  const el = make("li", "dlp-card"), frame = make("div", "dlp-picture"), mark = make("span", "dlp-none", c.error ? "?" : "");
+  const el = make("li", "dlp-card"), frame = make("div", "dlp-picture");
+  const mark = make("span", "dlp-none", c.error ? "?" : "");
   const fix = correcting(c, t, say), doubt = c.error ? " dlp-error" : c.unsure ? " dlp-unsure" : "";
   mark.setAttribute("aria-hidden", "true");
   frame.append(mark);
@@ -585,7 +599,8 @@ const drawHistory = () => {
   box.hidden = true;
   const update = t => {
     box.hidden = !t.rows.length;
-    title.textContent = `History: ${t.n} picture${t.n == 1 ? "" : "s"}` + (t.n > t.rows.length ? `, the latest ${t.rows.length}` : "");
+    const latest = t.n > t.rows.length ? `, the latest ${t.rows.length}` : "";
+    title.textContent = `History: ${t.n} picture${t.n == 1 ? "" : "s"}${latest}`;
     body.replaceChildren(...t.rows.map(cells => {
       const tr = make("tr");
       tr.append(...cells.map(c => make("td", "", c)));
@@ -642,7 +657,12 @@ _JS += """
 const queue = (parts, model, now) => {
   const { progress, doing } = parts, sending = sender(model), waiting = [];
   let running = false, sent = 0;
-  const busy = on => { running = on; parts.root.setAttribute("aria-busy", on); progress.hidden = !on; doing.textContent = ""; };
+  const busy = on => {
+    running = on;
+    parts.root.setAttribute("aria-busy", on);
+    progress.hidden = !on;
+    doing.textContent = "";
+  };
   const add = async files => {
     waiting.push(...files);
     if (running || !waiting.length || !now()) return;
@@ -667,10 +687,15 @@ const queue = (parts, model, now) => {
 _JS += """
 function render({ model, el }) {
   let now = null;
-  const parts = frame(el), { root, title, progress, doing, status, gallery } = parts, cards = new Map(), urls = new Map();
-  const tell = parts.tell = (text, bad) => { status.textContent = text; status.className = "dlp-status" + (bad ? " dlp-bad" : ""); };
-  const files = queue(parts, model, () => now), take = intake(root, files.add), lens = camera(take.row, files.add, tell);
-  const clear = button("Clear", "", () => model.send({ act: "clear" }), "Clear: empty the page; the store keeps its records");
+  const parts = frame(el), { root, title, progress, doing, status, gallery } = parts;
+  const cards = new Map(), urls = new Map();
+  const tell = parts.tell = (text, bad) => {
+    status.textContent = text;
+    status.className = "dlp-status" + (bad ? " dlp-bad" : "");
+  };
+  const files = queue(parts, model, () => now), take = intake(root, files.add);
+  const lens = camera(take.row, files.add, tell);
+  const clear = button("Clear", "", () => model.send({ act: "clear" }), "Clear the page; the store keeps its records");
   const history = drawHistory(), theme = follow(root, () => Boolean(now && now.alone));
   const say = (id, label) => model.send({ act: "wrong", id, label });
   const line = make("div", "dlp-line");
@@ -750,8 +775,8 @@ _CSS = """
 
 # %% ../nbs/11_app.ipynb #7600a7d9
 _CSS += """
-.dlp-app button, .dlp-app select { font: inherit; color: var(--fg); background: var(--soft); min-height: 44px; margin: 0;
-  border: 1px solid var(--line); border-radius: 8px; padding: 6px 16px; cursor: pointer; max-width: 100% }
+.dlp-app button, .dlp-app select { font: inherit; color: var(--fg); background: var(--soft); min-height: 44px;
+  margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: 6px 16px; cursor: pointer; max-width: 100% }
 .dlp-app button:hover { border-color: var(--brand) }
 .dlp-app button[aria-disabled=true] { opacity: .5; cursor: default; border-color: var(--line) }
 .dlp-app button.dlp-main { background: var(--brand); border-color: var(--brand); color: var(--on); font-weight: 600 }
@@ -832,7 +857,8 @@ ClassifierApp(Predictor({bundle!r}), {store}, alone=True)
 def _one_cell(folder, bundle, store):
     "The notebook that Voilà shows; gives its path."
     kept = f"Store({str(store)!r})" if store else "None"
-    code = _ONE_CELL.format(cwd=os.getcwd(), code=str(Path(__file__).absolute().parent.parent), bundle=str(bundle), store=kept)
+    here = str(Path(__file__).absolute().parent.parent)
+    code = _ONE_CELL.format(cwd=os.getcwd(), code=here, bundle=str(bundle), store=kept)
     cell = dict(id="app", cell_type="code", metadata={}, source=code, outputs=[], execution_count=None)
     kernel = dict(name="python3", display_name="Python 3", language="python")
     note = dict(cells=[cell], metadata=dict(kernelspec=kernel, title="What is it?"), nbformat=4, nbformat_minor=5)
