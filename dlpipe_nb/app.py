@@ -13,6 +13,7 @@ import itertools
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -225,13 +226,15 @@ def serve(
     host: str = "127.0.0.1",         # the address to listen on; any but loopback needs a token
     port: int = 8866,                # the port to listen on
     token: str | None = None,        # what visitors must bring: in the address as ?token=…, or typed in
-    browser: bool = False            # whether to open a browser window
+    browser: bool = False,           # whether to open a browser window
+    say: Callable[[str], object] = lambda line: None # gets a line with the address, such as print; silent by default
 ) -> None:
     "Show the app on a page of its own, until Ctrl-C or SIGTERM; then its kernels end, too."
     check_bundle(bundle)
     if store: Store(store).close()
     _may_listen(host, port, token)
     Voila = _voila()
+    say(f"The app is at http://{host}:{port}/{'?token=…' if token else ''} in a moment; Ctrl-C ends it")
     with tempfile.TemporaryDirectory(prefix="dlpipe-app-") as folder:
         server = Voila(ip=host, port=port, port_retries=0, open_browser=browser, token=token or "", log_level=30,
                        tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT, "headers": _ONLY_HERE,
@@ -879,7 +882,7 @@ def _may_listen(host, port, token):
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET): pass
     except (OSError, OverflowError) as e:
-        raise InputError("an address and port to listen on", f"{host}:{port}: {getattr(e, 'strerror', None) or e}",
+        raise InputError("an address and port to listen on", f"{host}:{port}: {str(getattr(e, 'strerror', None) or e).rstrip('.')}",
                          "choose another --port, such as 8867") from e
 
 # %% ../nbs/11_app.ipynb #561619b2

@@ -323,8 +323,7 @@ def show_app(
 ):
     "Show the upload app on a page of its own: see chapter 11."
     from dlpipe_nb.app import serve as show
-    typer.echo(f"The app is about to be at http://{host}:{port}{'/?token=…' if token else ''} (Ctrl-C ends it)")
-    show(bundle, store=store, host=host, port=port, token=token, browser=browser)
+    show(bundle, store=store, host=host, port=port, token=token, browser=browser, say=typer.echo)
 
 # %% ../nbs/15_pipeline.ipynb #1ab595c2
 def main(

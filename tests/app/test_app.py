@@ -670,6 +670,7 @@ def test_a_token_many_labels_no_camera_and_the_end(browser, tmp_path):
         assert server.wait(15) == 0, log.read_text()[-2000:]
         assert not any(Path(f"/proc/{k}").exists() for k in kernels), "a kernel outlived its server"
         assert list((tmp_path / "home").glob("dlpipe-app-*")) == [] and "Traceback" not in log.read_text()
+        assert f"The app is at {url}/?token=" in log.read_text() and "sesame" not in log.read_text()
 
 
 def children(pid):
