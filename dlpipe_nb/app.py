@@ -269,9 +269,9 @@ def _check_2(answer):
     if set(got) - {"cat", "dog"}: return "pictures that can't be read had no answer: leave them out"
     if set(got) != {"cat", "dog"}: return f"both answers are needed, cat and dog; you have {sorted(got)}"
     if got == {"cat": 1, "dog": 1}: return "that is a count: divide by how often that answer was given"
+    if got["dog"] == 1: return "divide by all answers with that label, also those that nobody commented on"
     if got["cat"] == 0.5: return "who says 'cat' to the answer 'cat' agrees: that is no correction"
     if got["cat"] < 0.2: return "divide by the answers with that label, not by all pictures"
-    if got["dog"] == 1: return "divide by all answers with that label, also those that nobody commented on"
     if got == {"cat": 0.25, "dog": 0.5}: return ""
     return f"of four answers 'cat' one was corrected, of two 'dog' one; you say {got['cat']:.2f}, {got['dog']:.2f}"
 

@@ -6,6 +6,7 @@ DLPIPE_SHOTS names, if it does. tests/app/lab.py starts JupyterLab; `dlpipe app`
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
 import re
@@ -242,7 +243,24 @@ def fitted(w, h, longest):
     return max(1, round(k * w)), max(1, round(k * h))
 
 
-WRONG = [("11.3", lambda work, say: "done", "a function"), ("11.3", lambda work, say: [work(1), print][1], "at once"),
+def corrected(history, errors=False, confirmed=True, share=lambda wrong, h: wrong.groupby(h["answer"]).mean()):
+    h = history if errors else history[history["error"] == ""]
+    return share((h["told"] != "") & ((h["told"] != h["answer"]) | (not confirmed)), h).to_dict()
+
+
+def of_those_told(wrong, h): return wrong[h["told"] != ""].groupby(h["answer"]).mean()
+
+
+WRONG = [("11.1", lambda name: name, "as it went in"), ("11.1", lambda name: name.replace("&", "&amp;"), "still a <"),
+         ("11.1", lambda name: html.escape(name, quote=False), "quotation mark"),
+         ("11.1", lambda name: html.escape(name.replace("<", "&lt;")), "escaped twice"),
+         ("11.1", lambda name: re.sub("[<>&'\"]", "", name), "not the file's name"), ("11.1", lambda name: name.encode(), "not bytes"),
+         ("11.2", lambda h: corrected(h, confirmed=False), "no correction"),
+         ("11.2", lambda h: corrected(h, share=lambda wrong, h: wrong.groupby(h["answer"]).sum()), "a count"),
+         ("11.2", lambda h: corrected(h, share=lambda wrong, h: wrong.groupby(h["answer"]).sum() / len(h)), "not by all pictures"),
+         ("11.2", lambda h: corrected(h, share=of_those_told), "nobody commented"), ("11.2", lambda h: 0.3, "dictionary"),
+         ("11.2", lambda h: corrected(h) | {None: 0}, "leave them out"),
+         ("11.3", lambda work, say: "done", "a function"), ("11.3", lambda work, say: [work(1), print][1], "at once"),
          ("11.3", lambda work, say: work, "leaves the handler"), ("11.3", guarded(let=True), "leaves the handler"),
          ("11.3", guarded(speak=lambda say, e: None), "vanishes"), ("11.3", guarded(speak=lambda say, e: say("oh")), "own words"),
          ("11.3", guarded(catch=BaseException), "too much"),
@@ -263,7 +281,7 @@ def test_an_exercise_says_what_is_wrong(exercise, answer, said):
     assert got.passed is False and said in got.message, got
 
 
-@pytest.mark.parametrize("exercise, answer", [("11.3", guarded()), ("11.4", contrast), ("11.5", fitted)])
+@pytest.mark.parametrize("exercise, answer", [("11.1", html.escape), ("11.2", corrected), ("11.3", guarded()), ("11.4", contrast), ("11.5", fitted)])
 def test_an_exercise_knows_what_is_right(exercise, answer): assert check(exercise, answer).passed and check(exercise, None).passed is None
 
 
