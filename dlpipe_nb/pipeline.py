@@ -311,6 +311,20 @@ def serve(
     from dlpipe_nb.api import serve as listen
     listen(bundle, host=host, port=port, store=store, token=token)
 
+# %% ../nbs/15_pipeline.ipynb #3c060064
+@app.command("app")
+def show_app(
+    bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json")],
+    store: Annotated[Optional[str], typer.Option(help="a database file or URL for answers and corrections")] = None,
+    host: Annotated[str, typer.Option(help="the address to listen on; another than loopback needs a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="the port to listen on")] = 8866,
+    token: Annotated[Optional[str], typer.Option(envvar="DLPIPE_TOKEN", help="what visitors must bring, as ?token=…")] = None,
+    browser: Annotated[bool, typer.Option(help="open a browser window")] = True,
+):
+    "Show the upload app on a page of its own: see chapter 11."
+    from dlpipe_nb.app import serve as show
+    show(bundle, store=store, host=host, port=port, token=token, browser=browser, say=typer.echo)
+
 # %% ../nbs/15_pipeline.ipynb #1ab595c2
 def main(
     args: list[str] | None = None # the command's words; those of the process by default
