@@ -215,13 +215,14 @@ def _read(name, data, size, max_pixels):
 
 # %% ../nbs/12_api.ipynb #3e3b05d7
 class Batcher:
-    "A queue and a thread: `work` gets all items that wait at that moment, up to `most`, and gives a result for each."
+    "A queue and a thread or more: `work` gets all items that wait at that moment, up to `most`, and gives a result for each."
     def __init__(self,
                  work: Callable[[list], list], # from a list of items to as many results, in the same order
-                 most: int = 16                # items in a batch at most
+                 most: int = 16,               # items in a batch at most
+                 hands: int = 1                # threads, each with a batch of its own
                  ):
-        self.work, self.most, self.sizes = work, most, deque(maxlen=1000)
-        self._waiting, self._changed, self._thread, self._closing = deque(), threading.Condition(), None, False
+        self.work, self.most, self.hands, self.sizes = work, most, hands, deque(maxlen=1000)
+        self._waiting, self._changed, self._threads, self._closing = deque(), threading.Condition(), [], False
 
     def __len__(self): return len(self._waiting)
 
@@ -264,17 +265,17 @@ Batcher._take, Batcher._turn = _take, _turn
 # %% ../nbs/12_api.ipynb #5ab5e46b
 def _start_thread(self):
     "Begin to work, at the first item."
-    if self._thread is None:
-        self._thread = threading.Thread(target=self._turn, daemon=True)
-        self._thread.start()
+    while len(self._threads) < self.hands:
+        self._threads.append(threading.Thread(target=self._turn, daemon=True))
+        self._threads[-1].start()
 
 def _close(self):
-    "Finish what is in the queue, then end the thread; the next item would begin a new one."
-    with self._changed: self._closing, thread = True, self._thread
-    if thread:
-        with self._changed: self._changed.notify()
-        thread.join()
-    self._thread, self._closing = None, False
+    "Finish what is in the queue, then end the threads; the next item would begin new ones."
+    with self._changed:
+        self._closing = True
+        self._changed.notify_all()
+    for thread in self._threads: thread.join()
+    self._threads, self._closing = [], False
 
 Batcher._start, Batcher.close = _start_thread, _close
 
@@ -284,7 +285,7 @@ class _Line:
     def __init__(self, champion, store, max_pixels, batch, metrics):
         self.champion, self.store, self.max_pixels, self.metrics = champion, store, max_pixels, metrics
         self.readers = ThreadPoolExecutor(os.cpu_count() or 1, "read")
-        self.network, self.book = Batcher(self.classify, batch), Batcher(self.record, 4 * batch)
+        self.network, self.book = Batcher(self.classify, batch, hands=2), Batcher(self.record, 4 * batch)
 
     async def answer(self, files):
         "What to say of (name, bytes) pairs, all by the same predictor."
@@ -355,8 +356,8 @@ def _bundle_in(folder):
     raise InputError(f"a version's name in {folder / 'champion'}", _clean(name), "promote a version")
 
 def _ready(bundle):
-    "A predictor that has answered once."
-    predictor = Predictor(bundle)
+    "A predictor that has answered once; two calls of it share the cores."
+    predictor = Predictor(bundle, threads=max(1, (os.cpu_count() or 1) // 2))
     p = predictor.probabilities(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
     if p.shape == (1, len(predictor.labels)) and np.isfinite(p).all(): return predictor
     raise InputError(f"{len(predictor.labels)} probabilities", f"an answer of shape {p.shape}", "export the bundle again")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.lab import ARGS, CHROMIUM, shoot
-from app.servers import running
+from app.servers import Server, running, wait_for
 from conftest import BLUE, RED, ROOT, picture
 from dlpipe_nb.api import make_api, start
 from dlpipe_nb.inference import Store
@@ -59,6 +59,8 @@ def test_the_command(tiny_bundle, tmp_path):
                                f"main({['serve', *map(str, args)]!r})"], capture_output=True, text=True, timeout=60)
     open_ = dlpipe(tiny_bundle, "--host", "0.0.0.0", "--port", "0")
     assert open_.returncode == 1 and "token" in open_.stderr and "Traceback" not in open_.stderr
+    loose = dlpipe(tiny_bundle, "--images", tmp_path / "images")
+    assert loose.returncode == 1 and "--store" in loose.stderr
     gone = dlpipe(tmp_path / "none")
     assert gone.returncode == 1 and "no folder" in gone.stderr
 
@@ -163,10 +165,30 @@ def test_the_page_for_people(tiny_bundle, tmp_path, files, width, scheme):
     assert not failures and asked and all(u.startswith(service.url) for u in asked) and len(store.feedback()) == 1
 
 
-def test_the_service_in_a_process_reads_a_registry_and_keeps_its_limits(tiny_bundle, tmp_path):
+def test_a_stranger_learns_nothing_from_a_service_with_a_token(tiny_bundle, tmp_path):
     with running(tiny_bundle, tmp_path, token=TOKEN, store=tmp_path / "s.db") as server:
         auth = {"authorization": f"Bearer {TOKEN}"}
         assert httpx.get(f"{server.url}/readyz", trust_env=False).json() == {"status": "ready"}, "a stranger hears no more"
         assert "model" in httpx.get(f"{server.url}/readyz", headers=auth, trust_env=False).json()
         assert httpx.get(f"{server.url}/metrics", trust_env=False).status_code == 401
         assert server.memory < 400
+
+
+def test_the_command_serves_a_registry_with_a_store_and_keeps_the_pictures(tiny_bundle, tmp_path):
+    import signal
+    from app.lab import free_port
+    shutil.copytree(tiny_bundle, tmp_path / "registry/v0001/bundle")
+    (tmp_path / "registry/champion").write_text("v0001\n")
+    port = free_port()
+    args = ["serve", str(tmp_path / "registry"), "--port", str(port), "--store", str(tmp_path / "s.db"), "--images", str(tmp_path / "images")]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom dlpipe_nb.pipeline import main\nmain({args!r})"
+    with open(tmp_path / "log.txt", "wb") as log: process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+    server = Server(process, f"http://127.0.0.1:{port}", tmp_path / "log.txt")
+    try:
+        wait_for(server)
+        assert httpx.post(f"{server.url}/predict", content=picture(), trust_env=False).json()["predictions"][0]["id"] == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0 and "Traceback" not in server.log
+    finally: process.kill()
+    store = Store(tmp_path / "s.db", images=tmp_path / "images")
+    assert store.picture(store.predictions()["sha256"][0]).read_bytes() == picture()
