@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+# %% ../nbs/12_api.ipynb #45bf17e5
 import anyio
 import numpy as np
 import uvicorn
@@ -58,6 +59,7 @@ def is_loopback(
 #: What is answered without a token: whether the service is there, and a page that says what could be asked.
 _OPEN = ("/healthz", "/readyz", "/docs")
 
+# %% ../nbs/12_api.ipynb #d233302d
 def _refusal(headers, path, token, origin=None):
     "Why a request is not let in, as (status, reason), or None."
     if path in _OPEN[:2] or token and path in _OPEN: return None
@@ -70,6 +72,7 @@ def _refusal(headers, path, token, origin=None):
     if all(is_loopback(_host(c)) for c in callers): return None
     return 403, "without a token this service answers only programs and pages on its own computer"
 
+# %% ../nbs/12_api.ipynb #e2c3e0d5
 def _host(url):
     "The host in a URL; empty where there is none or it makes no sense."
     try: return urlsplit(url).hostname or ""
@@ -165,6 +168,7 @@ def _clean(text, longest=200):
     "A stranger's text as one short printable line: the last part of a path, without control characters."
     return "".join(c for c in text.replace("\\", "/").split("/")[-1] if c.isprintable())[:longest]
 
+# %% ../nbs/12_api.ipynb #2948e74c
 async def _files(request, max_files):
     "The (name, bytes) pairs in a request: the files of a form, or the whole body as one picture."
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -182,6 +186,7 @@ async def _files(request, max_files):
 #: The formats that are opened at all.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
+# %% ../nbs/12_api.ipynb #d54e77c5
 def _glance(data, max_pixels):
     "Raise `PictureError` for a format that isn't on the list and for too many pixels; decodes nothing."
     try:
@@ -204,6 +209,7 @@ class _Read(NamedTuple):
     statistics: dict
     error: str | None
 
+# %% ../nbs/12_api.ipynb #c693d7e6
 def _read(name, data, size, max_pixels):
     "Read one picture for a network that takes squares of `size` pixels."
     sha = sha256_of(data)
@@ -245,6 +251,7 @@ def _take(self):
         while not self._waiting and not self._closing: self._changed.wait()
         return [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
 
+# %% ../nbs/12_api.ipynb #5ab5e46b
 def _turn(self):
     "Answer batches until there are no more."
     while batch := self._take():
@@ -255,6 +262,7 @@ def _turn(self):
             for said in asked:
                 if not said.done(): said.set_exception(e)
 
+# %% ../nbs/12_api.ipynb #8e3f34e2
 def _tell(asked, results):
     "Give everybody their result."
     if len(results) != len(asked): raise RuntimeError(f"{len(asked)} items went in and {len(results)} results came out")
@@ -262,13 +270,14 @@ def _tell(asked, results):
 
 Batcher._take, Batcher._turn = _take, _turn
 
-# %% ../nbs/12_api.ipynb #5ab5e46b
+# %% ../nbs/12_api.ipynb #2cbf51c6
 def _start_thread(self):
     "Begin to work, at the first item."
     while len(self._threads) < self.hands:
         self._threads.append(threading.Thread(target=self._turn, daemon=True))
         self._threads[-1].start()
 
+# %% ../nbs/12_api.ipynb #7abc1c73
 def _close(self):
     "Finish what is in the queue, then end the threads; the next item would begin new ones."
     with self._changed:
@@ -306,6 +315,7 @@ def _predictions(predictor, read):
     probs = iter(predictor.probabilities(np.stack(good)) if good else ())
     return [_prediction(predictor, r, None if r.error else next(probs)) for r in read]
 
+# %% ../nbs/12_api.ipynb #ec4f7f0f
 def _prediction(predictor, r, p):
     "One picture's prediction from its probabilities, or its error."
     if p is None: return Prediction(r.name, None, 0.0, {}, True, r.sha256, predictor.version, error=r.error)
@@ -323,6 +333,7 @@ def _classify(self, items):
     self.metrics.classified(said.values())
     return [said[i] for i in range(len(items))]
 
+# %% ../nbs/12_api.ipynb #9cb99d8d
 def _record(self, items):
     "Keep (prediction, bytes) pairs in one transaction; gives their numbers."
     for p, data in items:
@@ -338,6 +349,7 @@ def _said(p, id):
     return {"id": id, "name": p.name, "label": p.label, "probability": p.probability,
             "probabilities": dict(p.probabilities), "unsure": bool(p.unsure), "model": p.model}
 
+# %% ../nbs/12_api.ipynb #73e868ff
 def _finish(self):
     "Finish what is under way and end the threads."
     self.network.close()
@@ -355,6 +367,7 @@ def _bundle_in(folder):
     if re.fullmatch(r"v\d{4,}", name): return folder / name / "bundle"
     raise InputError(f"a version's name in {folder / 'champion'}", _clean(name), "promote a version")
 
+# %% ../nbs/12_api.ipynb #44882962
 def _ready(bundle):
     "A predictor that has answered once; two calls of it share the cores."
     predictor = Predictor(bundle, threads=max(1, (os.cpu_count() or 1) // 2))
@@ -648,25 +661,29 @@ class Answer(BaseModel):
     model: str | None = None    # the version that answered
     error: str | None = None    # why it couldn't be read
 
+# %% ../nbs/12_api.ipynb #86f3a132
 class Answers(BaseModel):
     "What /predict answers."
     predictions: list[Answer]
 
-# %% ../nbs/12_api.ipynb #86f3a132
+# %% ../nbs/12_api.ipynb #b85c9e98
 class _Problem(BaseModel):
     "An error, in a plain sentence."
     error: str
 
+# %% ../nbs/12_api.ipynb #ba7f8ada
 #: What each status means here.
 _MEANING = {400: "the request can't be understood", 401: "the token is missing or wrong", 403: "a stranger", 404: "there is no such thing",
             408: "the request took too long to arrive", 413: "too much", 422: "it was understood and is wrong",
             503: "too much to do at the moment: see Retry-After"}
 
+# %% ../nbs/12_api.ipynb #ccdd3208
 def _answers(model, *statuses):
     "For FastAPI: the shapes of an endpoint's answers by status."
     said = {s: {"model": _Problem, "description": _MEANING[s]} for s in (401, 403, *statuses)}
     return said | ({200: {"model": model}} if model else {})
 
+# %% ../nbs/12_api.ipynb #16dae382
 #: A question to the store whose answer is always no.
 _NOTHING = Prediction("", None, 0.0, {}, True, "", "")
 
@@ -674,6 +691,7 @@ _NOTHING = Prediction("", None, 0.0, {}, True, "", "")
 #: The paths that are named in the numbers.
 _PATHS = ("/predict", "/feedback", "/predictions", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 
+# %% ../nbs/12_api.ipynb #c276b861
 class _Metrics:
     "What is counted of a service."
     def __init__(self):
@@ -687,7 +705,7 @@ class _Metrics:
         self.queue = Gauge("dlpipe_waiting_pictures", "Pictures that wait for the network or the store", registry=r)
         self.room = Gauge("dlpipe_model_refused", "1 while a new bundle is refused", registry=r)
 
-# %% ../nbs/12_api.ipynb #c276b861
+# %% ../nbs/12_api.ipynb #7fa84a9b
 def _asked(self, path, status, seconds):
     "Count a request."
     path = path if path in _PATHS else "other"
@@ -695,6 +713,7 @@ def _asked(self, path, status, seconds):
     self.seconds.labels(path).observe(seconds)
     if status >= 400: self.errors.labels("full" if status == 503 else "failed" if status >= 500 else "refused").inc()
 
+# %% ../nbs/12_api.ipynb #56a6db22
 def _classified(self, said):
     "Count a batch's predictions."
     self.batches.observe(len(said))
@@ -704,7 +723,7 @@ def _classified(self, said):
 
 _Metrics.asked, _Metrics.classified = _asked, _classified
 
-# %% ../nbs/12_api.ipynb #7fa84a9b
+# %% ../nbs/12_api.ipynb #202dda96
 def _measured(api, line, max_files, token):
     m = line.metrics
     m.queue.set_function(lambda: len(line.network) + len(line.book))
@@ -715,6 +734,7 @@ def _measured(api, line, max_files, token):
         "The numbers, for Prometheus."
         return Response(generate_latest(m.registry), media_type=CONTENT_TYPE_LATEST)
 
+# %% ../nbs/12_api.ipynb #049e4dae
 def _life(line, champion, look_every):
     "What runs while the service runs: the look-out for a new bundle."
     @asynccontextmanager
@@ -771,6 +791,7 @@ def _section(path, method, about):
             f'<form data-path="{e(path)}" data-method="{method.upper()}">{_fields(path, about)}'
             f'<button>Try {e(path)}</button><pre hidden aria-live="polite"></pre></form></section>')
 
+# %% ../nbs/12_api.ipynb #e3d6585c
 def _fields(path, about):
     "The form's fields: parameters, files, or a body."
     fields = [f'<label>{html.escape(p["name"])} <input name="{html.escape(p["name"])}"></label>' for p in about.get("parameters", [])]
@@ -797,6 +818,7 @@ def _settings(api, log_level):
     return uvicorn.Config(api, log_level=log_level, access_log=False, server_header=False, http="h11", ws="none",
                           limit_concurrency=1000, timeout_graceful_shutdown=60, h11_max_incomplete_event_size=65536)
 
+# %% ../nbs/12_api.ipynb #f6d2f002
 def _listen(host, port):
     "A socket that listens there, or words about why it can't."
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -299,6 +299,7 @@ def predict(
     if store: Store(store).add(said, source="dlpipe predict")
     if broken: raise typer.Exit(1)
 
+# %% ../nbs/15_pipeline.ipynb #e638539e
 @app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json, or a registry: then its champion")],
