@@ -1,6 +1,6 @@
 """Requests a second and waiting times of three services with the same network: ours, LitServe, and a plain FastAPI + fastai.
 
-    python benchmarks/service.py PHOTOS                        # 16 clients, 5,000 requests each, three rounds: about 10 minutes
+    python benchmarks/service.py PHOTOS                        # 16 clients, 5,000 requests to each, three rounds: many minutes
     python benchmarks/service.py PHOTOS --n 500 --rounds 1     # a short look
     python benchmarks/service.py PHOTOS --kinds ours "ours, no store"
 
