@@ -299,17 +299,22 @@ def predict(
     if store: Store(store).add(said, source="dlpipe predict")
     if broken: raise typer.Exit(1)
 
+# %% ../nbs/15_pipeline.ipynb #e638539e
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json")],
+    bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json, or a registry: then its champion")],
     host: Annotated[str, typer.Option(help="the address to listen on; another than loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="the port to listen on")] = 8000,
     store: Annotated[Optional[str], typer.Option(help="a database file or URL to keep the predictions in")] = None,
+    images: Annotated[Optional[Path], typer.Option(help="a folder to keep the pictures themselves in; needs --store")] = None,
     token: Annotated[Optional[str], typer.Option(envvar="DLPIPE_TOKEN", help="what clients must send as a bearer token")] = None,
+    origin: Annotated[Optional[str], typer.Option(help="the one web page whose scripts may ask, such as https://pets.example")] = None,
 ):
     "Answer over HTTP: see chapter 12."
     from dlpipe_nb.api import serve as listen
-    listen(bundle, host=host, port=port, store=store, token=token)
+    from dlpipe_nb.inference import Store
+    if images and not store: raise InputError("a store, to keep pictures with --images", "none", "give --store too")
+    listen(bundle, host=host, port=port, store=Store(store, images) if store else None, token=token, origin=origin)
 
 # %% ../nbs/15_pipeline.ipynb #3c060064
 @app.command("app")

@@ -120,11 +120,14 @@ def test_about_itself(client):
     assert model["labels"] == ["cat", "dog"] and model["size"] == 32 and len(model["version"]) == 12
     described = client.get("/openapi.json").json()
     assert {"/predict", "/feedback", "/predictions", "/model", "/healthz"} <= set(described["paths"])
-    assert {"application/octet-stream", "multipart/form-data"} == set(described["paths"]["/predict"]["post"]["requestBody"]["content"])
+    assert {"application/octet-stream", "image/jpeg", "image/png", "multipart/form-data"} == set(described["paths"]["/predict"]["post"]["requestBody"]["content"])
 
 
-@pytest.mark.parametrize("path", ["/docs", "/redoc"])
-def test_no_page_that_loads_scripts_from_elsewhere(client, path): error_of(client.get(path), 404)
+def test_the_page_for_people_names_every_endpoint_and_loads_nothing_from_elsewhere(client):
+    page, paths = client.get("/docs"), client.get("/openapi.json").json()["paths"]
+    assert page.headers["content-type"].startswith("text/html") and "default-src 'none'" in page.headers["content-security-policy"]
+    assert all(path in page.text for path in paths) and "//" not in page.text.replace("http://127.0.0.1", "")
+    error_of(client.get("/redoc"), 404)
 
 
 def test_many_clients_at_once(url, store):
@@ -330,11 +333,11 @@ def test_bad_settings(tiny_bundle, tmp_path):
 def test_a_surprise_is_an_error_and_not_an_end(tiny_bundle):
     api = make_api(tiny_bundle)
     def broken(*a): raise RuntimeError("secret: /home/ada")
-    good, api.state.predictor.predict_many = api.state.predictor.predict_many, broken
+    good, api.state.predictor.probabilities = api.state.predictor.probabilities, broken
     with start(api) as service:
         ask = lambda: httpx.post(f"{service.url}/predict", content=picture(), trust_env=False)
         assert "secret" not in error_of(ask(), 500)
-        api.state.predictor.predict_many = good
+        api.state.predictor.probabilities = good
         assert ask().status_code == 200
 
 
