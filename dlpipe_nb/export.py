@@ -86,11 +86,12 @@ def parity(
     paths                   # picture files
 ) -> pd.DataFrame:          # path, difference, label (where it is largest), learner and bundle (what each gives that label)
     "A row a file, largest difference first: path, difference (of any class's probability) between Learner and bundle."
-    paths, names = list(paths), np.array(predictor.labels, object)
-    if set(names) != set(learn.record["labels"]):
-        raise InputError(f"a bundle with the Learner's labels {', '.join(learn.record['labels'])}", ", ".join(names),
+    paths, names, own = list(paths), np.array(predictor.labels, object), list(learn.record["labels"])
+    if set(names) != set(own):
+        raise InputError(f"a bundle with the Learner's labels {', '.join(own)}", ", ".join(names),
                          "compare a Learner with the bundle that was made of it")
-    ours, theirs = _learner_says(learn, paths, predictor.info["temperature"]), _bundle_says(predictor, paths)
+    ours = _learner_says(learn, paths, predictor.info["temperature"])[:, [own.index(name) for name in names]]
+    theirs = _bundle_says(predictor, paths)
     gap = np.nan_to_num(np.abs(ours - theirs), nan=np.inf)
     at, row = gap.argmax(1), np.arange(len(paths))
     df = pd.DataFrame({"path": paths, "difference": gap[row, at], "label": names[at], "learner": ours[row, at],
@@ -315,7 +316,7 @@ def quantize_bundle(
         way = table.index[1:][np.lexsort((table["ms"][1:], table["changed"][1:]))[0]]
         res = _measured(full, Predictor(folders[way]), valid, problem, Path(dest), precision, way, table)
         if res.lost > max_loss:
-            raise TooCostly(f"a copy that loses at most {max_loss:g} points", res.sentence,
+            raise TooCostly(f"a copy that loses at most {max_loss:g} points", res.sentence.rstrip("."),
                             "calibrate with pictures like those to come, allow more, or keep the full bundle", res)
         with _replacing(dest) as new: _write_copy(full, folders[way], new, res, len(calibration), list(valid["path"]))
     return res
