@@ -267,7 +267,7 @@ class Quantized:
     way: str            # the chosen one of the ways that were tried
     table: pd.DataFrame # a row a way, on training pictures: MB, ms (a picture, in batches), times, changed, difference
     one: dict           # a picture by itself, from `race`: a is the full bundle, b the small one
-    batch: dict         # and in batches of 32
+    batch: dict         # and in batches of 16
     changed: int        # validation pictures with another answer
     cost: Difference    # the full bundle (A) and the small one (B) on the validation pictures
     lost: float         # points of the metric; below 0 where the small one is better
@@ -398,9 +398,9 @@ def export_into(
 # %% ../nbs/09_export.ipynb #e13f4e45
 @contextlib.contextmanager
 def _quietly():
-    "Without the exporter's progress lines and warnings; errors still come through."
+    "Without the exporter's progress lines, warnings and log; what it raises still comes through."
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -549,15 +549,15 @@ def _pictures_for(df, full, n, seed):
 def _tried(full, precision, calibration, others, folder):
     "A table with a row a way, the full bundle first, and the folder of each way's bundle."
     make, ways = _WAYS[precision]
-    size = lambda where: (where / "model.onnx").stat().st_size / 1e6
     rows, folders, want = {}, {}, _in_batches(full, others)
+    size = lambda where: (where / "model.onnx").stat().st_size / 1e6
     for way in progress(ways, "trying"):
         folders[way] = folder / way
         folders[way].mkdir()
         make(full.path / "model.onnx", folders[way] / "model.onnx", way, calibration)
         _write_info(folders[way], full.info | {"model_sha256": sha256_of(folders[way] / "model.onnx")})
         small = Predictor(folders[way], full.threads)
-        got, pace = _in_batches(small, others), race(full, small, others[:32])
+        got, pace = _in_batches(small, others), race(full, small, others[:16], 6)
         rows["full"] = rows.get("full", (size(full.path), pace["a"], 1.0, 0, 0.0))
         rows[way] = (size(folders[way]), pace["b"], pace["times"], int((got.argmax(1) != want.argmax(1)).sum()),
                      float(np.abs(got - want).mean()))
