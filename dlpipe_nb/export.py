@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+# %% ../nbs/09_export.ipynb #0943f6ed
 from .core import (InputError, Run, atomic_write, content_hash, open_picture, picture_array, progress, read_json,
                             sha256_of, write_json)
 from .inference import FORMAT, FORMAT_VERSION, Predictor, seal_of
@@ -285,7 +286,11 @@ class Quantized:
 
     def __repr__(self): return self.sentence
 
-def _pace(r): return f"{r['times']:.1f} times as fast" if r["times"] >= 1 else f"{1 / r['times']:.1f} times SLOWER here"
+# %% ../nbs/09_export.ipynb #5653c06c
+def _pace(r):
+    "How fast the second of a `race` is, in words; within 5 % no difference is made."
+    if abs(r["times"] - 1) < 0.05: return "about as fast"
+    return f"{r['times']:.1f} times as fast" if r["times"] >= 1 else f"{1 / r['times']:.1f} times SLOWER here"
 
 # %% ../nbs/09_export.ipynb #5ea0ab5a
 class TooCostly(InputError):
@@ -317,7 +322,7 @@ def quantize_bundle(
         way = table.index[1:][np.lexsort((table["ms"][1:], table["changed"][1:]))[0]]
         res = _measured(full, Predictor(folders[way]), valid, problem, Path(dest), precision, way, table)
         if res.lost > max_loss:
-            raise TooCostly(f"a copy that loses at most {max_loss:g} points", res.sentence.rstrip("."),
+            raise TooCostly(f"a copy that loses at most {max_loss:g} point{'s' * (max_loss != 1)}", res.sentence.rstrip("."),
                             "calibrate with pictures like those to come, allow more, or keep the full bundle", res)
         with _replacing(dest) as new: _write_copy(full, folders[way], new, res, len(calibration), list(valid["path"]))
     return res
@@ -335,9 +340,8 @@ def model_card(
     question = problem.get("question") or "telling " + " from ".join(record["labels"])
     parts = [f"# {' or '.join(record['labels'])}", f"**For**: {question}",
              f"**Not for**: {beyond}. It answers with one of its labels whatever it is shown.",
-             f"**Made**: {_card_made(record)}", *_card_data(data),
-             f"**Tested**: {test.get('sentence', 'Not tested on sealed pictures.')}",
-             *_card_good(problem, test, valid or {}), *_card_limits(test, valid or {}, data),
+             f"**Made**: {_card_made(record)}", f"**Tested**: {test.get('sentence', 'Not tested on sealed pictures.')}",
+             *_card_data(data), *_card_good(problem, test, valid or {}), *_card_limits(test, valid or {}, data),
              f"## How to use it\n\nIn the bundle's folder, with numpy, Pillow and onnxruntime:\n\n```python\n{RECIPE}```"]
     return "\n\n".join(parts) + "\n"
 
@@ -353,6 +357,7 @@ def unmeasured(
 # %% ../nbs/09_export.ipynb #def9b889
 _NUMBER = r"\d[\d,]*(?:\.\d+)?(?<!,)"
 
+# %% ../nbs/09_export.ipynb #cf2b648a
 def _numbers_in(fact):
     "Every number of a fact, also rounded and in per cent as people write it."
     if isinstance(fact, dict): fact = [*fact, *fact.values()]
@@ -471,6 +476,7 @@ def _outputs_fit(net, x, labels):
         raise InputError(f"an output for each of the labels {', '.join(labels)}", f"a network with {n}",
                          "give the labels that it was trained with, in their order")
 
+# %% ../nbs/09_export.ipynb #fe0e83f6
 def _root_of(e):
     "The first cause of an error, in one line."
     while e.__cause__ is not None: e = e.__cause__
@@ -485,6 +491,7 @@ def _learner_says(learn, paths, temperature, bs=64):
     p = np.exp(logits - logits.max(1, keepdims=True))
     return p / p.sum(1, keepdims=True)
 
+# %% ../nbs/09_export.ipynb #d1ff5513
 def _bundle_says(predictor, paths):
     "The bundle's probabilities, in the order of its labels."
     return np.array([[p.probabilities[name] for name in predictor.labels] for p in predictor.predict_many(paths)])
@@ -502,6 +509,7 @@ def _describe(learn, file, temperature, threshold):
             "versions": libraries | {"python": platform.python_version()},
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
+# %% ../nbs/09_export.ipynb #bd5ba44a
 def _write_info(folder, info):
     "Write model.json with its own hash inside."
     return write_json(folder / "model.json", info | {"sha256": seal_of(info)})
@@ -563,11 +571,12 @@ def _tried(full, precision, calibration, others, folder):
                      float(np.abs(got - want).mean()))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["MB", "ms", "times", "changed", "difference"]), folders
 
+# %% ../nbs/09_export.ipynb #6905005a
 def _in_batches(predictor, x, bs=32):
     "Probabilities for many squares."
     return np.concatenate([predictor.probabilities(np.ascontiguousarray(x[i:i + bs])) for i in range(0, len(x), bs)])
 
-# %% ../nbs/09_export.ipynb #6905005a
+# %% ../nbs/09_export.ipynb #9a12ea10
 def _measured(full, small, valid, problem, dest, precision, way, table):
     "The chosen way beside the full bundle: the paired difference on the validation pictures, and the speed."
     a, b = (valid[["path", "label"]].assign(predicted=[p.label for p in who.predict_many(list(valid["path"]))])
@@ -577,6 +586,7 @@ def _measured(full, small, valid, problem, dest, precision, way, table):
     batch = {"a": float(table["ms"]["full"]), "b": float(table["ms"][way]), "times": float(table["times"][way])}
     return Quantized(dest, precision, way, table, one, batch, changed, cost, _lost(cost))
 
+# %% ../nbs/09_export.ipynb #d1795cb1
 def _lost(cost):
     "What B has less than A: points of a share, or the metric's own unit."
     return (cost.value if cost.rule.higher else -cost.value) * (100 if cost.rule.highest == 1 else 1)
@@ -605,6 +615,7 @@ def _card_made(record):
     how = f", {record['epochs']} epochs, {record['precision']}" if {"epochs", "precision"} <= record.keys() else ""
     return f"{record['arch']}, trained {start} on {record['pictures']} pictures of {record['size']} pixels{how}."
 
+# %% ../nbs/09_export.ipynb #3c41aea3
 def _card_data(data):
     "The data as a table, a row a split; nothing where it isn't known."
     if data is None: return []
@@ -612,7 +623,7 @@ def _card_data(data):
     head = f"| split | {' | '.join(counts.columns)} |\n|---|{'---|' * counts.shape[1]}"
     return ["## Data", "\n".join([head, *(f"| {s} | {' | '.join(map(str, row))} |" for s, row in zip(counts.index, counts.to_numpy()))])]
 
-# %% ../nbs/09_export.ipynb #3c41aea3
+# %% ../nbs/09_export.ipynb #25c0bc8b
 def _card_good(problem, test, valid):
     "A table of what was measured, with intervals, and the answers that are kept above the threshold."
     share = lambda v, low, high: (f"{100 * v:.1f} %", f"{100 * low:.1f}–{100 * high:.1f} %")
@@ -629,19 +640,20 @@ def _card_good(problem, test, valid):
     table = "\n".join([head, *(f"| {' | '.join(map(str, r))} |" for r in rows)])
     return ["## How good it is", table, *_card_unsure(test)]
 
+# %% ../nbs/09_export.ipynb #3f732446
 def _card_unsure(test):
     "What the threshold keeps, where the test counted it."
     if test.get("coverage") is None or not test.get("threshold") or test.get("kept_accuracy") is None: return []
     return [f"Below a probability of {test['threshold']:.2f} it says \"unsure\". Of the test pictures it answers "
             f"{100 * test['coverage']:.1f} %, and of those {100 * test['kept_accuracy']:.1f} % are right."]
 
-# %% ../nbs/09_export.ipynb #25c0bc8b
+# %% ../nbs/09_export.ipynb #126c4098
 def _card_limits(test, valid, data):
     "What the figures don't say, as a list."
     said = []
     if data is not None: said.append(f"Every picture came from: {', '.join(sorted(set(map(str, data['source']))))}. On others nothing was measured.")
-    if test.get("opened"): said.append(f"The sealed test pictures were opened {test['opened']} times by then; each opening makes the figure kinder.")
-    if valid: said.append("The validation pictures also chose epochs, temperature and threshold, so their figure is kinder than the test's.")
+    if test.get("opened"): said.append(f"The sealed test pictures were opened {test['opened']} times by then; each look can make the figure kinder than it should be.")
+    if valid: said.append("The validation pictures also chose epochs, temperature and threshold, so their figure is no test.")
     for s in [s for s in valid.get("slices", ()) if s["q"] is not None and s["q"] < 0.05][:3]:
         said.append(f"Weak where {s['column']} is {s['value']}: {s['right']} of {s['n']} validation pictures right.")
     if not test: said.append("No sealed test was made: how good it is on new pictures is not known.")

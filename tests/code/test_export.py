@@ -356,7 +356,7 @@ def test_numbers_are_found_in_facts(text, fact, strange):
 
 
 def test_a_card_of_an_untested_network_says_so():
-    card = model_card({}, RECORD, {})
+    card = model_card({}, RECORD, {}, data=pd.DataFrame({"label": ["cat"], "split": "train", "source": "drawn"}))
     assert "Not tested on sealed pictures" in card and "not known" in card and "%" not in card.partition("```")[0]
 
 
@@ -416,7 +416,7 @@ def spoiled(src, dst, way, x):
 def test_a_copy_that_costs_too_much_is_refused_and_the_old_one_stays(made, data, old, monkeypatch):
     before = state(old)
     monkeypatch.setitem(export._WAYS, "int8", (spoiled, ("spoiled",)))
-    with pytest.raises(TooCostly, match="at most 1 points") as e: quantize_bundle(made, old, data)
+    with pytest.raises(TooCostly, match="at most 1 point;") as e: quantize_bundle(made, old, data)
     assert e.value.tried.lost == pytest.approx(100) and e.value.tried.changed == 24 and state(old) == before
     assert quantize_bundle(made, old, data, max_loss=100).lost == pytest.approx(100)
 
@@ -429,6 +429,7 @@ def test_sixteen_bits_are_half_the_size_and_the_same_answers(made, data, tmp_pat
 
 def test_a_slower_copy_is_called_slower():
     assert "SLOWER" in export._pace({"times": 0.5}) and "2.0" in export._pace({"times": 0.5}) and "1.5 times as fast" == export._pace({"times": 1.5})
+    assert export._pace({"times": 0.97}) == export._pace({"times": 1.04}) == "about as fast"
 
 
 def test_a_race_is_run_by_turns():
