@@ -26,11 +26,11 @@ class Broker:
     def __init__(self, folder: Path, password: str = ""):
         self.folder, self.port = folder, free_port()
         lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {'false' if password else 'true'}"]
+        if hasattr(os, "geteuid") and os.geteuid() == 0: lines.append("user root") # else it becomes somebody who can't read here
         if password:
             tool = shutil.which("mosquitto_passwd", path=os.environ.get("PATH", "") + ":/usr/sbin")
             if tool is None: pytest.skip("no mosquitto_passwd is installed")
             subprocess.run([tool, "-b", "-c", str(folder / "users"), "me", password], check=True, capture_output=True)
-            if os.geteuid() == 0: (folder / "users").chmod(0o644)
             lines.append(f"password_file {folder / 'users'}")
         (folder / "broker.conf").write_text("\n".join(lines) + "\n")
         self.log = open(folder / "log.txt", "w")
@@ -54,7 +54,6 @@ class Broker:
 
 def _broker(folder, password=""):
     if program() is None: pytest.skip("no MQTT broker (mosquitto) is installed")
-    folder.chmod(0o755)
     return Broker(folder, password)
 
 

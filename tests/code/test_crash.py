@@ -20,7 +20,8 @@ N = 2000
 FLOW = """
 import sys
 from dlpipe_nb.inference import Predictor, Rule, append_to, classify, destination, files
-rules = [Rule(n, lambda p: True, append_to("list.jsonl")) for n in ("first", "second")] if sys.argv[2].endswith("db") else []
+rules = [Rule("all", lambda p: True, append_to("list.jsonl")), Rule("tenth", lambda p: p.name.endswith("0.png"), append_to("list.jsonl"))]
+if not sys.argv[2].endswith("db"): rules = []
 print(classify(files("in"), Predictor(sys.argv[1], engine="onnxruntime"), destination(sys.argv[2]), source="yard", actions=rules))
 """
 
@@ -69,9 +70,9 @@ def test_killed_at_random_moments_it_ends_with_each_record_and_each_action_once(
     store, lines = Store(place / "store.db"), (place / "list.jsonl").read_text("utf-8").splitlines()
     assert store.n == N and "known=0" not in out, "at least one kill came after some records"
     keys = [json.loads(line)["key"] for line in lines]
-    assert len(keys) == len(set(keys)) == 2 * N
+    assert len(keys) == len(set(keys)) == N + N // 10
     done = store.actions()
-    assert len(done) == 2 * N and set(done["state"]) == {"done"}
+    assert len(done) == N + N // 10 and set(done["state"]) == {"done"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
