@@ -118,7 +118,11 @@ def _by_openvino(file, threads, wide, precision):
         said = request.infer({0: x})[0].copy()
         spare.append(request)
         return said
+    with _ONE_AT_A_TIME: run(np.zeros([1 if d.is_dynamic else d.get_length() for d in model.input(0).partial_shape], np.uint8))
     return run
+
+#: OpenVINO's first answer in a process sets things up in a way that two threads at once wait for each other for ever.
+_ONE_AT_A_TIME = threading.Lock()
 
 # %% ../nbs/10_inference.ipynb #3eb623fc
 _ENGINES = {"onnxruntime": _by_onnxruntime, "openvino": _by_openvino}
