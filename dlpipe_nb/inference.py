@@ -108,6 +108,7 @@ def _by_onnxruntime(file, threads, wide, precision):
 def _by_openvino(file, threads, wide, precision):
     "The same with OpenVINO. A request serves one call at a time, so each call takes a spare one."
     import openvino
+    if file.read_bytes()[:1] != b"\x08": raise ValueError("no ONNX file") # OpenVINO would write of it to the terminal
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "INFERENCE_NUM_THREADS": threads,
                 "PERFORMANCE_HINT": "THROUGHPUT" if wide else "LATENCY"}
     model = openvino.Core().compile_model(file, "CPU", settings | ({"NUM_STREAMS": threads} if wide else {}))
