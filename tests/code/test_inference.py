@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BLUE, GREY, RED, picture
+from conftest import BLUE, GREY, RED, ROOT, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -92,6 +95,18 @@ def test_an_endless_source_is_read_only_as_needed(predictor):
 def test_threads_share_a_predictor(predictor):
     with ThreadPoolExecutor(8) as pool: said = list(pool.map(predictor.predict, [picture(RED), picture(BLUE)] * 40))
     assert [p.label for p in said] == ["cat", "dog"] * 40
+
+
+def test_openvinos_first_answers_may_come_from_many_threads(tiny_bundle):
+    "Its bindings set themselves up at the first answer; two threads that did so at once never came back."
+    pytest.importorskip("openvino", reason="openvino isn't installed")
+    code = ("import sys; sys.setswitchinterval(1e-5)\nimport numpy as np\nfrom concurrent.futures import ThreadPoolExecutor\n"
+            "from dlpipe_nb.inference import Predictor\n"
+            f"q = Predictor({str(tiny_bundle)!r}, engine='openvino')\nx = np.zeros((4, 32, 32, 3), np.uint8)\n"
+            "with ThreadPoolExecutor(8) as pool: print(len(list(pool.map(q.probabilities, [x] * 64))), len(list(q.predict_iter([('a', x[0])] * 300))))")
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.stdout.split() == ["64", "300"], done.stderr
 
 
 def test_files_finds_pictures_below_and_passes_over_the_rest(tmp_path):
