@@ -128,8 +128,8 @@ _ONE_AT_A_TIME = threading.Lock()
 # %% ../nbs/10_inference.ipynb #3eb623fc
 _ENGINES = {"onnxruntime": _by_onnxruntime, "openvino": _by_openvino}
 
-def _chosen(engine, precision):
-    "The engine's name: OpenVINO where it is installed, unless asked otherwise; an `InputError` for what can't be had."
+def _chosen(engine, precision, kept):
+    "The engine's name: onnxruntime, unless OpenVINO or bf16 is asked for; an `InputError` for what can't be had."
     if engine not in ("auto", *_ENGINES): raise InputError(f"one of auto, {', '.join(_ENGINES)}", repr(engine), "choose one")
     if precision not in ("full", "bf16"): raise InputError("precision 'full' or 'bf16'", repr(precision), "choose one")
     there = importlib.util.find_spec("openvino") is not None
@@ -138,8 +138,10 @@ def _chosen(engine, precision):
             raise InputError(f"OpenVINO, for engine={engine!r} and precision={precision!r}",
                              "onnxruntime asked for" if there else "it isn't installed",
                              "pip install dlpipe_nb[fast], and leave engine='auto'")
+        if kept == "int8": raise InputError("onnxruntime for a bundle in INT8", "OpenVINO, whose answers are others", "leave engine='auto'")
         if precision == "bf16": _need_bf16()
-    return "openvino" if there and engine != "onnxruntime" else "onnxruntime"
+        return "openvino"
+    return "onnxruntime"
 
 def _need_bf16():
     import openvino
@@ -156,14 +158,14 @@ class Predictor:
     def __init__(self,
                  path: str | Path,           # the bundle's folder
                  threads: int | None = None, # cores to use; all by default
-                 engine: str = "auto",       # "onnxruntime", "openvino", or the latter where it is installed
+                 engine: str = "auto",       # "onnxruntime", "openvino", or the first unless bf16 is asked for
                  precision: str = "full"     # "full" (fp32), or "bf16": faster, slightly other probabilities
                  ):
         self.path, self.info = Path(path), check_bundle(path)
         self.labels, self.size = tuple(self.info["labels"]), int(self.info["size"])
         self.threshold, self.version = float(self.info["threshold"]), self.info["sha256"][:12]
         self.threads, self.precision = threads or _cores(), precision
-        self.engine, self._asked = _chosen(engine, precision), engine
+        self.engine = _chosen(engine, precision, self.info.get("precision", ""))
         self._quick, self._wide, self._lock = self._network(wide=False), None, threading.Lock()
 
     def __repr__(self): return f"Predictor({', '.join(self.labels)}; {self.size} px; version {self.version})"
@@ -177,12 +179,9 @@ class Predictor:
 # %% ../nbs/10_inference.ipynb #979a6c8d
 @patch
 def _network(self: Predictor, wide):
-    "The network in the chosen engine. Where nobody asked for OpenVINO and it can't load the file, onnxruntime has a try."
+    "The network in the chosen engine."
     try: return _ENGINES[self.engine](self.path / "model.onnx", self.threads, wide, self.precision)
     except Exception as e: # the engines' errors have no common class
-        if self.engine == "openvino" and self._asked == "auto" and self.precision == "full":
-            self.engine = "onnxruntime"
-            return self._network(wide)
         raise BundleError(f"a model.onnx that {self.engine} can load", str(e).splitlines()[0][:200], "export it again") from e
 
 @patch
