@@ -391,7 +391,8 @@ def export_into(
     learn, manifest = load_learner(run / "learner"), run.manifest()
     _same_network(learn, problem, said, test)
     card = model_card(problem, learn.record, test, said, manifest)
-    counted = [len(manifest), manifest["split"].value_counts().to_dict(), manifest.value_counts(["split", "label"]).tolist()]
+    counted = [len(manifest), manifest["split"].value_counts().to_dict(), manifest.value_counts(["split", "label"]).tolist(),
+               manifest["source"].astype(str).unique().tolist()] # a folder's name may hold numbers
     if strange := unmeasured(card, problem, learn.record, test, said, counted):
         raise InputError("a card with measured numbers only", ", ".join(strange), "report this: the card is made by export_into")
     metrics = {"valid": {**{k: said[k] for k in ("accuracy", "interval", "n")}, **_own(said)},

@@ -340,6 +340,12 @@ def test_a_run_that_does_not_fit_together_is_refused(spoil, words, run, quick):
 
 # ---- the card
 
+def test_a_folder_with_a_number_in_its_name_is_no_unmeasured_number(run, tmp_path, quick):
+    other = Run(shutil.copytree(run.path, tmp_path / "other"))
+    other.save_manifest(run.manifest().assign(source="photos-4711"))
+    assert "photos-4711" in read_json(export_into(other) / "model.json")["card"]
+
+
 def test_a_card_says_nothing_unmeasured(run, monkeypatch, quick):
     facts = [run.read_json(f"{n}.json") for n in ("problem", "evaluation", "test")]
     card = model_card(facts[0], RECORD, facts[2], facts[1], run.manifest())
