@@ -88,3 +88,17 @@ def small_run(tmp_path_factory):
     result = run_pipeline("drawn", tmp_path_factory.mktemp("runs") / "small", lines.append, n=240, epochs=2, size=64, pretrained=False)
     result.run.lines = lines
     return result.run
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_bundle):
+    from dlpipe_nb.inference import Predictor
+    return Predictor(tiny_bundle)
+
+
+@pytest.fixture
+def store(tmp_path):
+    from dlpipe_nb.inference import Store
+    store = Store(tmp_path / "store.db")
+    yield store
+    store.close()

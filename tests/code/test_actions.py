@@ -12,19 +12,8 @@ import pytest
 from conftest import BLUE, GREY, RED, picture
 
 from dlpipe_nb.core import InputError, check
-from dlpipe_nb.inference import (CsvFile, Predictor, Rule, Store, append_to, classify, genuine, is_error, is_unsure, says,
+from dlpipe_nb.inference import (CsvFile, Rule, Store, append_to, classify, genuine, is_error, is_unsure, says,
                                  signature, webhook)
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_bundle): return Predictor(tiny_bundle)
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
 
 
 ITEMS = [("red", picture(RED)), ("blue", picture(BLUE)), ("grey", picture(GREY)), ("broken", b"x")]

@@ -11,18 +11,7 @@ from conftest import BLUE, RED, picture
 from mosquitto import broker, closed_broker  # noqa: F401, fixtures
 
 from dlpipe_nb.core import InputError, PictureError
-from dlpipe_nb.inference import Predictor, Store, classify, merge_sources, mqtt_source, watch_folder
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_bundle): return Predictor(tiny_bundle)
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
+from dlpipe_nb.inference import classify, merge_sources, mqtt_source, watch_folder
 
 
 def shade(i): return picture((60 + i % 150, 20 + i // 150, 30))
