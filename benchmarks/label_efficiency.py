@@ -2,7 +2,7 @@
 
     python benchmarks/label_efficiency.py            # seed 1: three to five minutes on two cores, no GPU
     python benchmarks/label_efficiency.py 1 2        # two seeds: other pets, other draws of labels, other first weights
-    python benchmarks/label_efficiency.py 1 --others 2000 --steps 1000 --draws 3   # what chapter 04 does live
+    python benchmarks/label_efficiency.py 1 --others 2000 --steps 300 --draws 1    # as small as what chapter 04 does live
 
 Two networks are first taught something else on OTHER drawn pets, whose label nobody looks at: the coat's pattern; or coat, pose
 and mouth at once. Then each method learns cat or dog from 20, 100 and 500 labels out of the train split, and is judged on the

@@ -297,8 +297,8 @@ def standing(
     study: optuna.Study # a study
 ) -> Standing:
     "How far a study is at this moment."
-    rows = _tried(study)
-    n, done = Counter(t.state.name for t in rows), _finished(study)
+    rows = _tried(study) # read once: a trial that ends between two readings would count as both
+    n, done = Counter(t.state.name for t in rows), [t for t in rows if t.state.name in ("COMPLETE", "PRUNED")]
     asked = max(study.user_attrs.get("trials", 0), len(done))
     top = best(study) if n["COMPLETE"] else {"value": None, "settings": {}}
     left = _wall(done) / len(done) * (asked - len(done)) if done else None
