@@ -42,7 +42,7 @@ def test_one_picture_in_every_form_gives_one_answer(predictor, tmp_path):
     said = [predictor.predict(f) for f in forms]
     assert {p.label for p in said} == {"cat"} and np.ptp([p.probability for p in said]) < 1e-6
     assert said[0].name == "a.png" and predictor.predict(data, name="x").name == "x"
-    assert abs(sum(said[0].probabilities.values()) - 1) < 1e-5 and set(said[0].statistics) == {"brightness", "contrast", "sharpness"}
+    assert abs(sum(said[0].probabilities.values()) - 1) < 1e-5 and set(said[0].statistics) == {"brightness", "contrast", "sharpness", "size"}
 
 
 def test_unsure_is_below_the_threshold(predictor):
