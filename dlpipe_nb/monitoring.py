@@ -77,7 +77,7 @@ def two_samples(
     before: np.ndarray,  # embeddings, shape (n, d)
     now: np.ndarray,     # others, shape (m, d)
     folds: int = 5,      # parts; each is scored by what was fitted on the others
-    shuffles: int = 999, # so many shuffled batches say what luck can do
+    shuffles: int = 499, # so many shuffled batches say what luck can do
     seed: int = 0        # of the shuffling
 ) -> tuple[float, float]: # p-value, and effect: 0 is guessing, 1 is always right
     "Whether a classifier can tell two batches apart (Lopez-Paz and Oquab, 2017); the p-value is by permutation, the effect 2·AUC − 1."
@@ -102,7 +102,7 @@ def _scores(X, Y, fold):
 def _areas(S, Y):
     "The area under the ROC curve, a column at a time: in which share of pairs the row from now has the higher score."
     n = Y.sum(0)
-    return ((rankdata(S, axis=0) * Y).sum(0) - n * (n + 1) / 2) / (n * (len(Y) - n))
+    return ((rankdata(np.ascontiguousarray(S.T), axis=1).T * Y).sum(0) - n * (n + 1) / 2) / (n * (len(Y) - n))
 
 # %% ../nbs/13_monitoring.ipynb #4d8de094
 #: The numbers that production keeps for every picture and the bundle's reference holds: three of the picture, one of the answer.
@@ -577,7 +577,7 @@ def _clock_notes(rows, now=None):
 def _week_of(seen_at):
     "The Monday (UTC) of each time."
     when = pd.to_datetime(seen_at, utc=True)
-    return (when - pd.to_timedelta(when.dt.weekday, unit="D")).dt.normalize()
+    return (when - pd.to_timedelta(when.dt.day_of_week, unit="D")).dt.normalize()
 
 # %% ../nbs/13_monitoring.ipynb #d081e793
 def _alarm_tables(store):
@@ -671,10 +671,10 @@ def _pace_of(store, version, weeks, sample=200, now=None):
     for start in (first + timedelta(weeks=i) for i in range(weeks)):
         within = (t.seen_at >= start.to_pydatetime(), t.seen_at < (start + timedelta(weeks=1)).to_pydatetime())
         n = int(store._frame(sa.select(sa.func.count().label("n")).select_from(store.table).where(*within))["n"].iloc[0])
-        columns = (t.label, t.unsure, t.probability, t.brightness, t.error)
-        df = store._frame(sa.select(*columns).where(*within, t.id % max(1, n // sample) == 0, t.model == version),
-                          [c.name for c in columns]) if n else None
-        found.append({"week": start, "pictures": n} | ({} if df is None or df.empty else _middle(df)))
+        columns = (t.model, t.label, t.unsure, t.probability, t.brightness, t.error)
+        query = sa.select(*columns).where(*within, t.id % max(1, n // sample) == 0)
+        df = store._frame(query, [c.name for c in columns]).query("model == @version") if n else ()
+        found.append({"week": start, "pictures": n} | (_middle(df) if len(df) else {}))
     return found
 
 def _middle(df):
@@ -691,9 +691,9 @@ def _accuracy_of(store, version, weeks, most=20_000):
     newest = sa.select(s).order_by(s.c.id.desc()).limit(most)
     ids = newest.subquery().c.prediction_id
     said = store._frame(newest, [c.name for c in s.columns])
-    rows = store._frame(sa.select(t.id, t.sha256, t.label, t.seen_at).where(t.id.in_(sa.select(ids)), t.model == version),
-                        ["id", "sha256", "label", "seen_at"])
-    return accuracy_by_week(rows, said).tail(weeks)
+    columns = (t.id, t.model, t.sha256, t.label, t.seen_at)
+    rows = store._frame(sa.select(*columns).where(t.id.in_(sa.select(ids))), [c.name for c in columns])
+    return accuracy_by_week(rows[rows["model"] == version], said).tail(weeks)
 
 def _newest_errors(store, most=8, among=5000):
     "The newest pictures that couldn't be read, among the newest records."
