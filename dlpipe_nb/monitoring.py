@@ -713,8 +713,8 @@ _CSS = """:root{color-scheme:light dark;--bg:#fff;--ink:#1a1a1a;--dim:#555;--lin
 @media(prefers-color-scheme:dark){:root{--bg:#14161a;--ink:#ececec;--dim:#b4b4b4;--line:#444a55;--a:#3f6f9f;--b:#ffb066;--bad:#ff8d9a;--good:#7fd69a;--card:#1f2229}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 main{max-width:66rem;margin:0 auto;padding:1rem}h1{font-size:1.6rem;margin:.3rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}h3{font-size:1rem;margin:1.2rem 0 .4rem}
-.verdict{border-left:.4rem solid var(--good);background:var(--card);padding:.6rem 1rem;margin:1rem 0}.verdict.bad{border-color:var(--bad)}.verdict b{color:var(--good)}.verdict.bad b,.bad{color:var(--bad)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;color:var(--dim);padding-bottom:.3rem}
+.verdict{border-left:.4rem solid var(--good);background:var(--card);padding:.6rem 1rem;margin:1rem 0}.verdict.bad{border-color:var(--bad)}.verdict b{color:var(--good)}.verdict.bad b,b.bad{color:var(--bad)}.verdict ul{margin:.3rem 0;padding-left:1.2rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;min-width:32rem}td{min-width:4.5rem}td.long{min-width:18rem}caption{text-align:left;color:var(--dim);padding-bottom:.3rem}
 th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:normal}td.n{text-align:right;font-variant-numeric:tabular-nums}
 .row{display:flex;flex-wrap:wrap;gap:1rem;padding:0;margin:0;list-style:none}figure{margin:0}.row>*{flex:0 1 15rem}.row.small>*{flex:0 0 7rem;font-size:.8rem}
 figcaption,.dim{color:var(--dim)}figcaption{font-size:.85rem}svg{width:100%;height:auto;display:block;overflow:visible}svg.time{max-width:40rem}img,.none{width:7rem;height:7rem;display:block;border-radius:.3rem;background:var(--card)}
@@ -748,7 +748,8 @@ def _in_words(row):
 def _table(caption, heads, rows):
     "A table in a box that scrolls on a narrow screen; cells are HTML."
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
-    body = "".join(f'<tr><th scope="row">{r[0]}</th>{"".join(f"<td>{c}</td>" for c in r[1:])}</tr>' for r in rows)
+    cell = lambda c: f'<td class="long">{c}</td>' if len(str(c)) > 60 else f"<td>{c}</td>"
+    body = "".join(f'<tr><th scope="row">{r[0]}</th>{"".join(map(cell, r[1:]))}</tr>' for r in rows)
     return (f'<div class="wide" role="region" aria-label="{html.escape(caption)}" tabindex="0"><table><caption>{html.escape(caption)}</caption>'
             f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
