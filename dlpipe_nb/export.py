@@ -160,10 +160,11 @@ def add_embedding(
 # %% ../nbs/09_export.ipynb #87f313b7
 def _projection(seen, numbers):
     "The matrix and the shift that turn (n, d) numbers into at most `numbers`, each with mean 0 and spread 1; the share of variance kept."
+    if not np.isfinite(seen).all(): return None, None, 0.0
     centre = seen.mean(0, dtype=np.float64)
     _, s, axes = np.linalg.svd(seen - centre, full_matrices=False)
     k = min(numbers, int((s > 0.01 * s[:1]).sum()), len(seen) - 1)
-    if k < 1 or not np.isfinite(s).all() or s[0] == 0: return None, None, 0.0
+    if k < 1: return None, None, 0.0
     turn = axes[:k].T / (s[:k] / np.sqrt(len(seen) - 1))
     return turn.astype(np.float32), (-centre @ turn).astype(np.float32), float((s[:k]**2).sum() / (s**2).sum())
 

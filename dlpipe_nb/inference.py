@@ -108,6 +108,7 @@ def _by_onnxruntime(file, threads, wide, precision):
     wanted = _wanted(o.name for o in session.get_outputs())
     return lambda x: session.run(wanted, {"pictures": x})
 
+# %% ../nbs/10_inference.ipynb #9817e0a1
 def _by_openvino(file, threads, wide, precision):
     "The same with OpenVINO. A request serves one call at a time, so each call takes a spare one."
     import openvino
@@ -428,6 +429,7 @@ def _columns_fit(self: Store):
     self._grow([sa.schema.CreateIndex(i) for i in self.table.indexes if i.name not in indexes] + [
         sa.DDL(f"ALTER TABLE predictions ADD COLUMN {c} {self.table.c[c].type.compile(self.engine.dialect)}") for c in sorted(missing)])
 
+# %% ../nbs/10_inference.ipynb #94e43d38
 @patch
 def _grow(self: Store, steps):
     "Add columns and indexes; it doesn't matter if another process adds them at this very moment."
@@ -548,6 +550,7 @@ def _frame(self: Store, query, columns=None):
         raise InputError("a database that can be read", f"{self.where}: {_first_line(e)}", "free it, and try again") from e
     return pd.DataFrame(rows, columns=columns)
 
+# %% ../nbs/10_inference.ipynb #a623e7ce
 @patch
 def known(
     self: Store,

@@ -420,9 +420,7 @@ class Dashboard:
         self.look()
         if every: threading.Thread(target=self._watch, args=(every,), daemon=True).start()
 
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
+    def _repr_mimebundle_(self, include=None, exclude=None): return self.box._repr_mimebundle_()
 
 # %% ../nbs/13_monitoring.ipynb #82846f6c
 def _look(self) -> None:
@@ -471,6 +469,7 @@ def _check_2(answer):
     if abs(answer(a, a[:1]) - 0.75) > 1e-9: return "right for batches of the same size: divide each count by its own batch's size"
     return ""
 
+# %% ../nbs/13_monitoring.ipynb #7a43f413
 def _check_3(answer):
     p = [0.04, 0.001, 0.03, 0.5]
     got, want = np.asarray(answer(list(p)), float), false_discovery_control(p)
@@ -760,11 +759,12 @@ def _drift_part(seen):
     rows = []
     for r in seen.report.drift.itertuples():
         size, luck = _in_words(r)
-        rows.append((html.escape(_NAMES.get(r.measure, r.measure)), html.escape(r.change), f"{size} ({r.effect:.2f})",
-                     f"{luck} (p {'&lt; 0.001' if r.p_adjusted < 0.001 else f'= {r.p_adjusted:.3f}'})", '<b class="bad">drift</b>' if r.drifted else "no"))
+        p = "&lt; 0.001" if r.p_adjusted < 0.001 else f"= {r.p_adjusted:.3f}"
+        rows.append((html.escape(_NAMES.get(r.measure, r.measure)), '<b class="bad">drift</b>' if r.drifted else "no", html.escape(r.change),
+                     f"{size} ({r.effect:.2f})", f"{luck} (p {p})"))
     words = (f"The newest {seen.report.pictures} pictures beside {seen.info['reference'].get('n', 0)} validation pictures. The size of a change runs "
              "from 0 (the same) to 1 (no overlap).")
-    return "<h2>Drift</h2>" + _table(words, ("measure", "change", "how large", "chance?", "drift?"), rows) + _shapes(seen)
+    return "<h2>Drift</h2>" + _table(words, ("measure", "drift?", "change", "how large", "chance?"), rows) + _shapes(seen)
 
 # %% ../nbs/13_monitoring.ipynb #2e5c0c77
 def _shapes(seen):
