@@ -53,6 +53,7 @@ def main():
     p.add_argument("run", type=Path, help="a run with a bundle")
     p.add_argument("--quick", action="store_true")
     p.add_argument("--weeks", type=int)
+    p.add_argument("--only", nargs="*", choices=[*KNOBS], default=[*KNOBS], help="some of the knobs; the numbers are the same as with all")
     a = p.parse_args()
     predictor, weeks = Predictor(a.run / "bundle"), a.weeks or (20 if a.quick else 100)
     sizes, shares = ((60, 120), (1.0,)) if a.quick else ((30, 60, 120, 250), (1.0, 0.5, 0.25))
@@ -60,12 +61,12 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         counts = (600, 200) if a.quick else (3000, 750)
         pools = {"nothing": pool(predictor, Path(tmp), counts[0], 501, {})}
-        pools |= {k: pool(predictor, Path(tmp), counts[1], 502 + i, {k: 1.0}) for i, k in enumerate(KNOBS)}
+        pools |= {k: pool(predictor, Path(tmp), counts[1], 502 + i, {k: 1.0}) for i, k in enumerate(KNOBS) if k in a.only}
     print(f"drawn and predicted in {time.perf_counter() - start:.0f} s; reference of {predictor.info['reference']['n']} pictures; "
-          f"{weeks} weeks a field; {os.cpu_count()} cores")
+          f"{weeks} weeks a field; {os.cpu_count()} cores", flush=True)
     print("accuracy:", ", ".join(f"{k} {(d['label'] == d['truth']).mean():.2f}" for k, d in pools.items() if k != "fox"), "\n")
     print("| week | " + " | ".join(f"{n} pictures" for n in sizes) + " |\n|---|" + "---|" * len(sizes))
-    fields = [(None, 0.0, "nothing happens"), *((k, s, v if s == 1 else f"{v}, {s:.0%} of the pictures") for k, v in KNOBS.items() for s in shares)]
+    fields = [(None, 0.0, "nothing happens"), *((k, s, v if s == 1 else f"{v}, {s:.0%} of the pictures") for k, v in KNOBS.items() if k in a.only for s in shares)]
     for knob, share, name in fields:
         found = [alarms(predictor.info["reference"], pools, knob, share, n, weeks) for n in sizes]
         print(f"| {name} | " + " | ".join(f"{x:.0%}" for x, _ in found) + " |", flush=True)

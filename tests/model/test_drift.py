@@ -51,4 +51,3 @@ def test_each_knob_turned_fully_is_noticed(world, knob):
 def test_foxes_are_noticed_by_what_the_network_sees(world):
     tables = [t.set_index("measure")["drifted"] for t in alarms(world, "fox")]
     assert np.mean([t["embedding"] for t in tables]) >= 0.95
-    assert np.mean([t[["brightness", "contrast", "sharpness"]].any() for t in tables]) < np.mean([t["embedding"] for t in tables])
