@@ -188,7 +188,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # %% ../nbs/12_api.ipynb #d54e77c5
 def _glance(data, max_pixels):
-    "Raise `PictureError` for a format that isn't on the list and for too many pixels; decodes nothing."
+    "The short side in pixels; raises `PictureError` for a format that isn't on the list and for too many pixels. Decodes nothing."
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as im: size = im.size
     except Image.UnidentifiedImageError: raise PictureError(f"a picture: {', '.join(_FORMATS)}", "not a picture's contents",
@@ -199,6 +199,7 @@ def _glance(data, max_pixels):
     if size is None or size[0] * size[1] > max_pixels:
         found = "{:,}×{:,} pixels claimed".format(*size) if size else "more claimed"
         raise PictureError(f"at most {max_pixels / 1e6:g} million pixels", found, "make the picture smaller first")
+    return min(size)
 
 # %% ../nbs/12_api.ipynb #5a13c0c8
 class _Read(NamedTuple):
@@ -214,10 +215,10 @@ def _read(name, data, size, max_pixels):
     "Read one picture for a network that takes squares of `size` pixels."
     sha = sha256_of(data)
     try:
-        _glance(data, max_pixels)
+        side = _glance(data, max_pixels)
         pixels = picture_array(data, size)
     except PictureError as e: return _Read(name, sha, None, {}, str(e))
-    return _Read(name, sha, pixels, picture_statistics(pixels), None)
+    return _Read(name, sha, pixels, picture_statistics(pixels) | {"size": float(side)}, None)
 
 # %% ../nbs/12_api.ipynb #3e3b05d7
 class Batcher:
@@ -312,16 +313,17 @@ class _Line:
 def _predictions(predictor, read):
     "What a predictor says of pictures that were read, in one call of its network."
     good = [r.pixels for r in read if r.pixels is not None]
-    probs = iter(predictor.probabilities(np.stack(good)) if good else ())
-    return [_prediction(predictor, r, None if r.error else next(probs)) for r in read]
+    probs, seen = predictor.look(np.stack(good)) if good else ((), None)
+    said = zip(probs, [None] * len(good) if seen is None else seen)
+    return [_prediction(predictor, r, *((None, None) if r.error else next(said))) for r in read]
 
 # %% ../nbs/12_api.ipynb #ec4f7f0f
-def _prediction(predictor, r, p):
+def _prediction(predictor, r, p, embedding=None):
     "One picture's prediction from its probabilities, or its error."
     if p is None: return Prediction(r.name, None, 0.0, {}, True, r.sha256, predictor.version, error=r.error)
     top, all_ = int(p.argmax()), dict(zip(predictor.labels, map(float, p)))
     return Prediction(r.name, predictor.labels[top], float(p[top]), all_, bool(p[top] < predictor.threshold), r.sha256,
-                      predictor.version, r.statistics)
+                      predictor.version, r.statistics, embedding=embedding)
 
 # %% ../nbs/12_api.ipynb #f8803f57
 def _classify(self, items):

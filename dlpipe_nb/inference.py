@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FORMAT_VERSION', 'Prediction', 'BundleError', 'seal_of', 'check_bundle', 'Predictor', 'files', 'Store',
-           'Destination', 'CsvFile', 'JsonLines', 'ParquetFolder', 'destination', 'Rule', 'says', 'is_unsure',
-           'is_error', 'append_to', 'signature', 'genuine', 'webhook', 'Report', 'classify', 'watch_folder',
-           'merge_sources', 'Message', 'mqtt_source']
+           'pack', 'unpack', 'Destination', 'CsvFile', 'JsonLines', 'ParquetFolder', 'destination', 'Rule', 'says',
+           'is_unsure', 'is_error', 'append_to', 'signature', 'genuine', 'webhook', 'Report', 'classify',
+           'watch_folder', 'merge_sources', 'Message', 'mqtt_source']
 
 # %% ../nbs/10_inference.ipynb #8bfc9003
 import contextlib
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from .core import (InputError, PictureError, atomic_write, is_picture_name, patch, picture_array,
                             picture_statistics, progress, read_json, sha256_of)
@@ -43,9 +44,10 @@ class Prediction:
     unsure: bool                    # whether the probability is below the bundle's threshold
     sha256: str = field(repr=False) # of the picture's bytes
     model: str = field(repr=False)  # the version of the bundle
-    statistics: dict[str, float] = field(repr=False, default_factory=dict) # brightness, contrast, sharpness
+    statistics: dict[str, float] = field(repr=False, default_factory=dict) # brightness, contrast, sharpness, size
     error: str | None = None        # in words, where the picture could not be read
     source: str = field(repr=False, default="") # the camera or device, where the source says so
+    embedding: np.ndarray | None = field(repr=False, default=None, compare=False) # a few numbers, float32; None in older bundles
 
     def __str__(self):
         if self.error: return f"{self.name}: {self.error}"
@@ -98,13 +100,15 @@ def _bundle_info(file, again):
 
 # %% ../nbs/10_inference.ipynb #c5eeca3d
 def _by_onnxruntime(file, threads, wide, precision):
-    "A function from pictures to probabilities; `wide` takes one core a call, for many calls at once."
+    "A function from pictures to [probabilities, embeddings if the bundle has them]; `wide` takes one core a call, for many at once."
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1 if wide else threads, 3
     session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
-    return lambda x: session.run(["probabilities"], {"pictures": x})[0]
+    wanted = _wanted(o.name for o in session.get_outputs())
+    return lambda x: session.run(wanted, {"pictures": x})
 
+# %% ../nbs/10_inference.ipynb #9817e0a1
 def _by_openvino(file, threads, wide, precision):
     "The same with OpenVINO. A request serves one call at a time, so each call takes a spare one."
     import openvino
@@ -112,15 +116,20 @@ def _by_openvino(file, threads, wide, precision):
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "INFERENCE_NUM_THREADS": threads,
                 "PERFORMANCE_HINT": "THROUGHPUT" if wide else "LATENCY"}
     model = openvino.Core().compile_model(file, "CPU", settings | ({"NUM_STREAMS": threads} if wide else {}))
-    spare = deque()
+    spare, ports = deque(), [model.output(name) for name in _wanted(o.any_name for o in model.outputs)]
     def run(x):
         try: request = spare.pop()
         except IndexError: request = model.create_infer_request()
-        said = request.infer({0: x})[0].copy()
+        said = request.infer({0: x})
+        said = [said[port].copy() for port in ports]
         spare.append(request)
         return said
     with _ONE_AT_A_TIME: run(np.zeros([1 if d.is_dynamic else d.get_length() for d in model.input(0).partial_shape], np.uint8))
     return run
+
+def _wanted(outputs):
+    "Which of a network's outputs we ask for, the probabilities first."
+    return ["probabilities", *sorted({"embedding"} & set(outputs))]
 
 #: OpenVINO's first answer in a process sets things up in a way that two threads at once wait for each other for ever.
 _ONE_AT_A_TIME = threading.Lock()
@@ -174,7 +183,14 @@ class Predictor:
                       x: np.ndarray # uint8 pictures, shape (n, size, size, 3)
                       ) -> np.ndarray:
         "The probability of each class, float32 of shape (n, classes)."
-        return self._quick(x)
+        return self.look(x)[0]
+
+    def look(self,
+             x: np.ndarray # uint8 pictures, shape (n, size, size, 3)
+             ) -> tuple[np.ndarray, np.ndarray | None]:
+        "The probabilities, and the embeddings, float32 of shape (n, numbers), or None where the bundle has none."
+        said = self._quick(x)
+        return said[0], said[1] if len(said) > 1 else None
 
 # %% ../nbs/10_inference.ipynb #979a6c8d
 @patch
@@ -196,7 +212,7 @@ def _for_many(self: Predictor):
 _MAX_BYTES = 200_000_000
 
 def _read(src, name, size):
-    "The name, the hash of the bytes, the square and the error (one of the two is None) of one picture."
+    "The name, the hash of the bytes, the square with its statistics, and the error (one of the two is None) of one picture."
     name = _plain(name if name is not None else Path(src).name if isinstance(src, (str, os.PathLike)) else "picture")
     try:
         if isinstance(src, Exception): raise src
@@ -204,8 +220,16 @@ def _read(src, name, size):
         if isinstance(src, memoryview): src = bytes(src)
         sha = sha256_of(src if isinstance(src, (bytes, bytearray)) else np.asarray(src).tobytes())
     except (PictureError, OSError) as e: return name, sha256_of(name.encode()), None, str(e)
-    try: return name, sha, picture_array(src, size), None
+    try: return name, sha, _measured(picture_array(src, size), src), None
     except PictureError as e: return name, sha, None, str(e)
+
+def _measured(a, src):
+    "A square, and its statistics with the size of the picture that it was cut from: its short side in pixels."
+    if isinstance(src, np.ndarray): side = min(src.shape[:2])
+    elif isinstance(src, (bytes, bytearray)):
+        with Image.open(io.BytesIO(src)) as im: side = min(im.size)
+    else: side = min(src.size)
+    return a, picture_statistics(a) | {"size": float(side)}
 
 def _plain(text):
     "A name as text that every file and database can hold: no line breaks, no zero bytes, no broken characters."
@@ -259,15 +283,15 @@ def _answer_batch(self: Predictor, batch, many):
 @patch
 def _answer(self: Predictor, read, sources, network):
     "The predictions for pictures that were read."
-    good = [a for _, _, a, _ in read if a is not None]
-    probs = iter(network(np.stack(good))) if good else iter(())
-    for (name, sha, a, error), source in zip(read, sources):
-        if a is None: yield Prediction(name, None, 0.0, {}, True, sha, self.version, error=error, source=source)
+    good = [pair[0] for _, _, pair, _ in read if pair is not None]
+    said = zip(*network(np.stack(good))) if good else iter(())
+    for (name, sha, pair, error), source in zip(read, sources):
+        if pair is None: yield Prediction(name, None, 0.0, {}, True, sha, self.version, error=error, source=source)
         else:
-            p = next(probs)
+            p, *seen = next(said)
             top = int(p.argmax())
-            yield Prediction(name, self.labels[top], float(p[top]), dict(zip(self.labels, map(float, p))),
-                             bool(p[top] < self.threshold), sha, self.version, picture_statistics(a), source=source)
+            yield Prediction(name, self.labels[top], float(p[top]), dict(zip(self.labels, map(float, p))), bool(p[top] < self.threshold),
+                             sha, self.version, pair[1], source=source, embedding=seen[0] if seen else None)
 
 # %% ../nbs/10_inference.ipynb #1a3a9b69
 @patch
@@ -321,10 +345,11 @@ def _tables():
     import sqlalchemy as sa
     meta, T, when = sa.MetaData(), sa.Text, sa.DateTime(timezone=True)
     cols = [sa.Column("id", sa.Integer, primary_key=True), sa.Column("sha256", sa.String(64), nullable=False),
-            sa.Column("model", sa.String(64), nullable=False), sa.Column("name", T), sa.Column("source", T),
+            sa.Column("model", sa.String(64), nullable=False, index=True), sa.Column("name", T), sa.Column("source", T),
             sa.Column("label", T), sa.Column("probability", sa.Float), sa.Column("probabilities", sa.JSON),
             sa.Column("unsure", sa.Boolean), *(sa.Column(c, sa.Float) for c in ("brightness", "contrast", "sharpness")),
-            sa.Column("error", T), sa.Column("seen_at", when, index=True)]
+            sa.Column("error", T), sa.Column("seen_at", when, index=True), sa.Column("size", sa.Float),
+            sa.Column("embedding", sa.LargeBinary)]
     predictions = sa.Table("predictions", meta, *cols, sa.UniqueConstraint("sha256", "model"))
     feedback = sa.Table("feedback", meta, sa.Column("id", sa.Integer, primary_key=True),
                         sa.Column("prediction_id", sa.ForeignKey("predictions.id"), nullable=False), sa.Column("label", T),
@@ -393,12 +418,27 @@ def _make_tables(self: Store, tries=5):
 
 @patch
 def _columns_fit(self: Store):
-    "Refuse a database whose table `predictions` is another program's."
+    "Give an older store what came later; refuse a database whose table `predictions` is another program's."
     import sqlalchemy as sa
-    have = {c["name"] for c in sa.inspect(self.engine).get_columns("predictions")}
-    if missing := {c.name for c in self.table.columns} - have:
-        raise InputError("a store made by dlpipe_nb", f"a table `predictions` without {', '.join(sorted(missing))}",
+    seen = sa.inspect(self.engine)
+    missing = {c.name for c in self.table.columns} - {c["name"] for c in seen.get_columns("predictions")}
+    if other := missing - {"size", "embedding"}:
+        raise InputError("a store made by dlpipe_nb", f"a table `predictions` without {', '.join(sorted(other))}",
                          "choose another file")
+    indexes = {i["name"] for i in seen.get_indexes("predictions")}
+    self._grow([sa.schema.CreateIndex(i) for i in self.table.indexes if i.name not in indexes] + [
+        sa.DDL(f"ALTER TABLE predictions ADD COLUMN {c} {self.table.c[c].type.compile(self.engine.dialect)}") for c in sorted(missing)])
+
+# %% ../nbs/10_inference.ipynb #94e43d38
+@patch
+def _grow(self: Store, steps):
+    "Add columns and indexes; it doesn't matter if another process adds them at this very moment."
+    import sqlalchemy as sa
+    for step in steps:
+        try:
+            with self.engine.begin() as db: db.execute(step)
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
+            if not any(words in str(e) for words in ("already exists", "duplicate column")): raise
 
 def _first_line(e): return str(getattr(e, "orig", None) or e).splitlines()[0]
 
@@ -416,7 +456,7 @@ def add(
         have = self._ids(db, predictions)
         first = {}
         for p in predictions: _key(p) in have or first.setdefault(_key(p), p)
-        new = self._insert(db, [_row(p, source) for p in first.values()])
+        new = self._insert(db, [_full_row(p, source) for p in first.values()])
         if rules := list(rules): self._note(db, {i: first[k] for k, i in new.items()}, rules)
         have |= self._ids(db, predictions) if first else {}
     return [have[_key(p)] for p in predictions]
@@ -467,19 +507,50 @@ def _row(p, source):
     return dict(sha256=p.sha256, model=p.model, name=p.name, source=p.source or _plain(source), label=p.label,
                 probability=p.probability, probabilities=p.probabilities, unsure=p.unsure, **stats, error=p.error, seen_at=_now())
 
+# %% ../nbs/10_inference.ipynb #b57c3c6f
+def pack(
+    embedding: np.ndarray | None # numbers of any shape
+) -> bytes | None:
+    "Numbers as the bytes of 16-bit floats, as the store and a bundle's reference keep them."
+    return None if embedding is None else np.clip(embedding, -65000, 65000).astype("<f2").tobytes()
+
+def unpack(
+    data: bytes,     # from `pack`
+    numbers: int = 0 # in a row; 0: all of them are one row
+) -> np.ndarray:
+    "The numbers that `pack` packed, float32; with `numbers`, a table of that many columns."
+    return np.frombuffer(data, "<f2").astype(np.float32).reshape((-1, numbers) if numbers else -1)
+
+# %% ../nbs/10_inference.ipynb #bd1b346a
+def _full_row(p, source): return _row(p, source) | {"size": p.statistics.get("size"), "embedding": pack(p.embedding)}
+
 # %% ../nbs/10_inference.ipynb #d23cb35d
 @patch
 def predictions(
     self: Store,
-    limit: int | None = None # at most so many, the newest
+    limit: int | None = None, # at most so many, the newest
+    model: str | None = None, # only this version's
+    since=None                # a datetime; only pictures seen then or later (without a zone: UTC)
 ):
-    "The predictions as a DataFrame, newest first: id, sha256, model, name, source, label, probability, …, seen_at (UTC)."
+    "The predictions as a DataFrame, newest first: id, sha256, model, name, …, seen_at (UTC), size, embedding (see `unpack`)."
+    import sqlalchemy as sa
+    query, t = sa.select(self.table).order_by(self.table.c.id.desc()).limit(limit), self.table.c
+    if model is not None: query = query.where(t.model == model)
+    if since is not None: query = query.where(t.seen_at >= (since.astimezone(timezone.utc) if since.tzinfo else since.replace(tzinfo=timezone.utc)))
+    return self._frame(query, [c.name for c in self.table.columns])
+
+@patch
+def _frame(self: Store, query, columns=None):
+    "What a query gives, as a DataFrame; what the database can't do is said in words."
     import pandas as pd
     import sqlalchemy as sa
-    query = sa.select(self.table).order_by(self.table.c.id.desc()).limit(limit)
-    with self.engine.connect() as db: rows = db.execute(query)
-    return pd.DataFrame(rows.mappings().all(), columns=[c.name for c in self.table.columns])
+    try:
+        with self.engine.connect() as db: rows = db.execute(query).mappings().all()
+    except sa.exc.OperationalError as e:
+        raise InputError("a database that can be read", f"{self.where}: {_first_line(e)}", "free it, and try again") from e
+    return pd.DataFrame(rows, columns=columns)
 
+# %% ../nbs/10_inference.ipynb #a623e7ce
 @patch
 def known(
     self: Store,
@@ -516,10 +587,8 @@ def add_feedback(
 @patch
 def feedback(self: Store):
     "The feedback as a DataFrame, oldest first: id, prediction_id, label, given_by, given_at (UTC)."
-    import pandas as pd
     import sqlalchemy as sa
-    with self.engine.connect() as db: rows = db.execute(sa.select(self.said).order_by(self.said.c.id))
-    return pd.DataFrame(rows.mappings().all(), columns=[c.name for c in self.said.columns])
+    return self._frame(sa.select(self.said).order_by(self.said.c.id), [c.name for c in self.said.columns])
 
 # %% ../nbs/10_inference.ipynb #02da61f8
 @patch
@@ -926,9 +995,9 @@ def _mark(self: _Delivery, row, state, error):
 
 def _prediction(row):
     "A row of the store as a `Prediction`."
-    stats = {k: row[k] for k in ("brightness", "contrast", "sharpness") if row[k] is not None}
+    stats = {k: row[k] for k in ("brightness", "contrast", "sharpness", "size") if row[k] is not None}
     return Prediction(row["name"], row["label"], row["probability"], row["probabilities"], row["unsure"], row["sha256"], row["model"],
-                      stats, row["error"], row["source"] or "")
+                      stats, row["error"], row["source"] or "", None if row["embedding"] is None else unpack(row["embedding"]))
 
 @contextlib.contextmanager
 def _alone(store):

@@ -41,8 +41,8 @@ def sideways(size=(60, 40)) -> bytes:
     return out.getvalue()
 
 
-def tiny_network(size=32, labels=("cat", "dog")):
-    "An ONNX model in the bundle's form: uint8 pictures [n, size, size, 3] in, probabilities [n, labels] out."
+def tiny_network(size=32, labels=("cat", "dog"), embedding=False):
+    "An ONNX model in the bundle's form: uint8 pictures [n, size, size, 3] in, probabilities [n, labels] out; its embedding is the mean colour."
     from onnx import TensorProto, checker, helper, numpy_helper
     weights = np.zeros((3, len(labels)), np.float32)
     weights[0, 0], weights[2, 1] = 0.04, 0.04          # red speaks for the first label, blue for the second
@@ -50,25 +50,28 @@ def tiny_network(size=32, labels=("cat", "dog")):
              helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
              helper.make_node("MatMul", ["mean", "weights"], ["scores"]),
              helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1)]
-    graph = helper.make_graph(nodes, "tiny", [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", size, size, 3])],
-                              [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(labels)])],
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(labels)])]
+    if embedding:
+        nodes.insert(2, helper.make_node("Identity", ["mean"], ["embedding"]))
+        outputs.append(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 3]))
+    graph = helper.make_graph(nodes, "tiny", [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", size, size, 3])], outputs,
                               [numpy_helper.from_array(weights, "weights")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()
 
 
-def write_tiny_bundle(folder: Path, size=32, labels=("cat", "dog"), threshold=0.8) -> Path:
+def write_tiny_bundle(folder: Path, size=32, labels=("cat", "dog"), threshold=0.8, embedding=False, **more) -> Path:
     "A whole bundle made by hand: model.onnx and model.json in the form that chapter 09 writes."
     from dlpipe_nb.inference import seal_of
     folder.mkdir(parents=True, exist_ok=True)
-    network = tiny_network(size, labels)
+    network = tiny_network(size, labels, embedding)
     (folder / "model.onnx").write_bytes(network)
     info = {"format": "dlpipe_nb bundle", "format_version": 1, "labels": list(labels), "size": size, "threshold": threshold,
             "temperature": 1.0, "metrics": {"accuracy": 1.0}, "card": "Tells red from blue. Made for tests.",
             "reference": {"n": 0, "statistics": {k: [] for k in ("brightness", "contrast", "sharpness", "probability")}, "labels": {}},
             "data_sha256": "0" * 64, "model_sha256": hashlib.sha256(network).hexdigest(), "versions": {},
-            "created": "2026-01-01T00:00:00+00:00"}
+            "created": "2026-01-01T00:00:00+00:00", **more}
     info["sha256"] = seal_of(info)
     (folder / "model.json").write_text(json.dumps(info), encoding="utf-8")
     return folder

@@ -25,9 +25,9 @@ import dlpipe_nb.api as api
 from dlpipe_nb.inference import Predictor
 if slow:
     class Slow(Predictor):
-        def probabilities(self, x):
+        def look(self, x):
             time.sleep(slow)
-            return super().probabilities(x)
+            return super().look(x)
     api.Predictor = Slow
 make = api.make_api
 api.make_api = lambda bundle, store, token, origin: make(bundle, store, token, origin=origin, look_every=0.2, **settings.get("limits", {}))

@@ -333,11 +333,11 @@ def test_bad_settings(tiny_bundle, tmp_path):
 def test_a_surprise_is_an_error_and_not_an_end(tiny_bundle):
     api = make_api(tiny_bundle)
     def broken(*a): raise RuntimeError("secret: /home/ada")
-    good, api.state.predictor.probabilities = api.state.predictor.probabilities, broken
+    good, api.state.predictor.look = api.state.predictor.look, broken
     with start(api) as service:
         ask = lambda: httpx.post(f"{service.url}/predict", content=picture(), trust_env=False)
         assert "secret" not in error_of(ask(), 500)
-        api.state.predictor.probabilities = good
+        api.state.predictor.look = good
         assert ask().status_code == 200
 
 

@@ -127,6 +127,68 @@ def test_a_flipped_bit_is_refused(old):
     with pytest.raises(BundleError, match="another one"): Predictor(old)
 
 
+# ---- the second output
+
+def test_the_embedding_is_the_networks_own_projected(made, learn, data):
+    "The last layer's input, as torch gives it, turned by the matrix that is in the file: the same numbers."
+    from onnx import numpy_helper
+    model, seen = onnx.load(made / "model.onnx"), []
+    last = [m for m in learn.model.modules() if isinstance(m, nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    x = export.squares(valid(data)[:6], SIZE)
+    with torch.inference_mode(): Deployed(learn.model, 1.5)(torch.from_numpy(x))
+    hook.remove()
+    held = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    want = seen[0].numpy() @ held["embedding_turn"] + held["embedding_shift"]
+    probs, got = Predictor(made).look(x)
+    assert got.shape == (6, 5) == (6, check_bundle(made)["embedding"]["numbers"]) and np.allclose(got, want, atol=1e-3)
+    assert np.allclose(got.mean(0), 0, atol=1e-3) and np.allclose(got.std(0, ddof=1), 1, atol=1e-2)
+
+
+def test_reference_and_predictions_hold_the_embedding_and_the_size(made, data):
+    from dlpipe_nb.monitoring import reference_embeddings
+    p, reference = Predictor(made).predict(valid(data)[0]), check_bundle(made)["reference"]
+    assert np.allclose(reference_embeddings(reference)[0], p.embedding, atol=0.01) and reference["embedding"]["n"] == reference["n"] == 6
+    assert reference["statistics"]["size"] == [40.0] * 6 and p.statistics["size"] == 40
+
+
+def test_the_embedding_is_fitted_on_the_pictures_that_are_given(learn, data, tmp_path):
+    train = list(data.loc[data["split"] == "train", "path"])
+    folder = export_bundle(learn, tmp_path / "bundle", valid(data)[:6], fit=train)
+    got = Predictor(folder).look(export.squares(train, SIZE))[1]
+    assert got.shape == (40, 16) and np.allclose(got.mean(0), 0, atol=1e-2) and np.allclose(got.std(0, ddof=1), 1, atol=1e-2)
+    assert check_bundle(folder)["embedding"]["share"] > 0.9
+
+
+def test_a_second_embedding_takes_the_place_of_the_first(made, data, tmp_path):
+    file = Path(shutil.copy(made / "model.onnx", tmp_path / "model.onnx"))
+    assert export.add_embedding(file, export.squares(valid(data)[:9], SIZE), 3)["numbers"] == 3
+    outputs = [(o.name, o.type.tensor_type.shape.dim[1].dim_value) for o in onnx.load(file).graph.output]
+    assert outputs == [("probabilities", 2), ("embedding", 3)]
+
+
+def test_a_network_without_a_last_layer_goes_without_embedding_and_says_so(tmp_path, data):
+    net = learner(nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    folder = export_bundle(net, tmp_path / "bundle", valid(data)[:3])
+    assert check_bundle(folder)["embedding"]["numbers"] == 0 and "embedding" not in check_bundle(folder)["reference"]
+    assert Predictor(folder).predict(valid(data)[0]).embedding is None
+
+
+def test_smaller_bundles_and_the_other_engine_give_the_embedding_too(learn, data, tmp_path):
+    full = export_bundle(learn, tmp_path / "full", valid(data), fit=list(data.loc[data["split"] == "train", "path"]))
+    x = export.squares(valid(data), SIZE)
+    want = Predictor(full).look(x)[1]
+    for precision in ("int8", "fp16"):
+        small = quantize_bundle(full, tmp_path / precision, data, precision, max_loss=100, n=16).path
+        got = Predictor(small).look(x)[1]
+        assert got.shape == want.shape and np.corrcoef(got[:, 0], want[:, 0])[0, 1] > 0.95
+        assert check_bundle(small)["reference"]["embedding"]["numbers"] == 16
+    pytest.importorskip("openvino")
+    assert np.allclose(Predictor(full, engine="openvino").look(x)[1], want, atol=0.01)
+    if "BF16" in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert np.corrcoef(Predictor(full, precision="bf16").look(x)[1][:, 0], want[:, 0])[0, 1] > 0.95
+
+
 # ---- parity
 
 def test_every_kind_of_file_is_compared(learn, made, data, tmp_path):

@@ -42,7 +42,7 @@ def test_one_picture_in_every_form_gives_one_answer(predictor, tmp_path):
     said = [predictor.predict(f) for f in forms]
     assert {p.label for p in said} == {"cat"} and np.ptp([p.probability for p in said]) < 1e-6
     assert said[0].name == "a.png" and predictor.predict(data, name="x").name == "x"
-    assert abs(sum(said[0].probabilities.values()) - 1) < 1e-5 and set(said[0].statistics) == {"brightness", "contrast", "sharpness"}
+    assert abs(sum(said[0].probabilities.values()) - 1) < 1e-5 and set(said[0].statistics) == {"brightness", "contrast", "sharpness", "size"}
 
 
 def test_unsure_is_below_the_threshold(predictor):
@@ -197,6 +197,63 @@ def test_a_store_reopens_and_refuses_what_is_not_one(tmp_path, predictor):
     for bad in (tmp_path / "text.db", tmp_path / "other.db", tmp_path, "no-such-dialect://x"):
         with pytest.raises(InputError): Store(bad)
     assert (tmp_path / "text.db").read_text().startswith("this is no database")
+
+
+OLD = """create table predictions (id integer primary key, sha256 varchar(64) not null, model varchar(64) not null, name text, source text, label text,
+    probability float, probabilities json, unsure boolean, brightness float, contrast float, sharpness float, error text, seen_at datetime,
+    unique (sha256, model)); insert into predictions (sha256, model, name, label, probability, probabilities, unsure, seen_at)
+    values ('aa', 'm', 'old.png', 'cat', 0.9, '{}', 0, '2026-01-01 00:00:00.000000')"""
+
+
+def older_store(path):
+    import sqlite3
+    with sqlite3.connect(path) as db: db.executescript(OLD)
+    db.close()
+    return path
+
+
+def test_an_older_store_gets_what_came_later_and_keeps_its_records(predictor, tmp_path):
+    store = Store(older_store(tmp_path / "s.db"))
+    classify([("new.png", picture(RED))], predictor, store)
+    rows = store.predictions()
+    assert rows["name"].tolist() == ["new.png", "old.png"] and rows["size"].tolist()[0] == 40 and rows["embedding"].isna().all()
+    import sqlalchemy as sa
+    assert {i["name"] for i in sa.inspect(store.engine).get_indexes("predictions")} == {"ix_predictions_model", "ix_predictions_seen_at"}
+    assert Store(tmp_path / "s.db").n == 2
+
+
+def test_many_open_an_older_store_at_once(tmp_path):
+    older_store(tmp_path / "s.db")
+    there, opened = threading.Barrier(8), []
+    def one():
+        there.wait()
+        opened.append(Store(tmp_path / "s.db").n)
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert opened == [1] * 8
+
+
+def test_the_embedding_goes_from_the_network_into_the_store(tmp_path, store):
+    from conftest import write_tiny_bundle
+    from dlpipe_nb.inference import unpack
+    seeing = Predictor(write_tiny_bundle(tmp_path / "bundle", embedding=True))
+    one = seeing.predict(picture(RED))
+    assert np.allclose(one.embedding, RED) and one == seeing.predict(picture(RED))
+    classify([(f"{i}.png", picture((i, 40, 40))) for i in range(100)] + [("broken.png", b"no picture")], seeing, store)
+    rows = store.predictions()
+    assert rows["embedding"].isna().sum() == 1 and rows["size"].isna().sum() == 1
+    assert unpack(b"".join(rows["embedding"].dropna()), 3)[:, 0].tolist() == list(range(99, -1, -1))
+    pytest.importorskip("openvino")
+    said = Predictor(tmp_path / "bundle", engine="openvino").predict_many([picture(RED)] * 70)
+    assert all(np.allclose(p.embedding, RED, atol=0.5) for p in said)
+
+
+def test_predictions_of_one_model(predictor, store):
+    import dataclasses
+    said = predictor.predict_many([picture((i, 0, 0)) for i in range(5)])
+    store.add([*said[:3], *(dataclasses.replace(p, model="other") for p in said)])
+    assert len(store.predictions(model="other")) == 5 and len(store.predictions(limit=2, model=predictor.version)) == 2
 
 
 def test_the_seal_of_a_description_covers_everything_but_itself():

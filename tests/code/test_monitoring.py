@@ -1,18 +1,20 @@
 "Chapter 13: drift is caught and quiet batches aren't, feedback is settled, the report says what it doesn't know."
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ks_2samp
+from scipy.stats import false_discovery_control, ks_2samp
 
 from conftest import BLUE, RED, picture
 from dlpipe_nb.core import InputError, check
-from dlpipe_nb.inference import Predictor, Store, classify
-from dlpipe_nb.monitoring import MEASURES, answers, drift, live_accuracy, monitor, plot_drift, settle
+from dlpipe_nb.inference import Predictor, Store, classify, pack
+from dlpipe_nb.monitoring import (MEASURES, accuracy_by_week, answers, distances, drift, embeddings, live_accuracy, monitor, plot_drift,
+                                  reference_embeddings, settle, two_samples)
 
 
 def batch(n, seed, dark=0.0, unsure=0.05, dogs=0.5):
@@ -104,6 +106,83 @@ def test_the_figure_has_a_panel_for_each_measure():
     assert len(fig.axes) == 6 and {"brightness", "answers"} <= {ax.get_title() for ax in fig.axes}
 
 
+# ---- embeddings
+
+def seeing(df, seed, shift=0.0, d=6):
+    "The same predictions with made-up embeddings, moved by `shift` in one direction, and a size."
+    E = np.random.default_rng(seed).normal(size=(len(df), d)) + shift * np.eye(d)[0]
+    return df.assign(embedding=[pack(e) for e in E], size=96.0)
+
+
+def reference_with_embeddings(seed=1, n=300):
+    E = np.random.default_rng(seed).normal(size=(n, 6))
+    statistics = REFERENCE["statistics"] | {"size": [96.0] * n}
+    return REFERENCE | {"statistics": statistics, "embedding": {"n": n, "numbers": 6, "float16": base64.b64encode(pack(E)).decode()}}
+
+
+SEEING = reference_with_embeddings()
+
+
+def test_a_change_that_only_the_network_sees_is_caught():
+    table = drift(SEEING, seeing(batch(120, 1), 5, shift=1.5)).set_index("measure")
+    assert list(table.index) == [*MEASURES, "labels", "size", "distance", "embedding"]
+    assert table.loc["embedding", "drifted"] and table.loc["embedding", "effect"] > 0.5 and "told apart" in table.loc["embedding", "change"]
+    assert not table.drop(index=["embedding", "distance"])["drifted"].any()
+
+
+def test_no_change_is_seen_where_there_is_none_and_twice_the_same_answer():
+    week = seeing(batch(120, 1), 6)
+    assert not drift(SEEING, week)["drifted"].any() and drift(SEEING, week).equals(drift(SEEING, week))
+
+
+def test_another_picture_size_is_seen():
+    row = drift(SEEING, seeing(batch(120, 1), 6).assign(size=480.0)).set_index("measure").loc["size"]
+    assert row["drifted"] and row["change"] == "96 → 480"
+
+
+def test_two_samples_keeps_its_promise_and_has_power():
+    rng = np.random.default_rng(0)
+    quiet = [two_samples(rng.normal(size=(60, 8)), rng.normal(size=(40, 8)), shuffles=99)[0] for _ in range(200)]
+    assert np.mean(np.array(quiet) < 0.05) <= 0.10
+    found = [two_samples(rng.normal(size=(60, 8)), rng.normal(size=(40, 8)) + 0.6, shuffles=99)[0] for _ in range(20)]
+    assert np.mean(np.array(found) < 0.05) >= 0.95
+
+
+def test_two_samples_agrees_with_scikit_learn():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import cross_val_predict
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(150, 5)), rng.normal(size=(150, 5)) + [0.7, 0, 0, 0, 0]
+    X, y = np.r_[a, b], np.r_[np.zeros(150), np.ones(150)]
+    theirs = roc_auc_score(y, cross_val_predict(LinearDiscriminantAnalysis(), X, y, cv=5, method="decision_function"))
+    assert two_samples(a, b, shuffles=9)[1] == pytest.approx(2 * theirs - 1, abs=0.05)
+
+
+def test_embeddings_that_are_all_the_same_are_no_drift():
+    p, effect = two_samples(np.ones((40, 4)), np.ones((30, 4)), shuffles=99)
+    assert p > 0.5 and effect == 0
+
+
+def test_distances_leave_a_row_out_of_its_own_neighbours():
+    from sklearn.neighbors import NearestNeighbors
+    E, F = np.random.default_rng(2).normal(size=(50, 4)), np.random.default_rng(3).normal(size=(7, 4))
+    near = NearestNeighbors(n_neighbors=5).fit(E)
+    assert np.allclose(distances(F, E), near.kneighbors(F)[0].mean(1)) and np.allclose(distances(E), near.kneighbors()[0].mean(1))
+
+
+def test_a_bundle_and_a_store_without_embeddings_go_on_working():
+    week = batch(60, 1)
+    assert list(drift(SEEING, week)["measure"]) == list(drift(REFERENCE, seeing(week, 1))["measure"]) == [*MEASURES, "labels"]
+    assert reference_embeddings(REFERENCE) is None and embeddings(week, 6).shape == (0, 6)
+
+
+def test_embeddings_of_another_bundle_and_a_garbled_reference_are_refused():
+    with pytest.raises(InputError, match="embeddings of 6 numbers.*found some of 3"): drift(SEEING, seeing(batch(60, 1), 1, d=3))
+    for kept in ({"n": 3, "numbers": 6, "float16": "@@"}, {"n": 3, "numbers": 6, "float16": "AAAA"}, {"numbers": 6}):
+        with pytest.raises(InputError, match="export the bundle again"): drift(SEEING | {"embedding": kept}, seeing(batch(60, 1), 1))
+
+
 # ---- feedback
 
 def said(*rows): return pd.DataFrame(rows, columns=["id", "prediction_id", "label", "given_by"])
@@ -139,6 +218,16 @@ def test_live_accuracy_counts_and_leaves_disputes_and_errors_out():
     assert (live.right, live.total) == (1, 2) and live.low < 0.5 < live.high
     live = live_accuracy(predictions, said((1, 1, "cat", "x"), (2, 1, "dog", "y")))
     assert live.total == 0 and live.conflicting == 1
+
+
+def test_accuracy_by_week_has_a_row_a_week_and_leaves_out_the_future():
+    rows = pd.DataFrame({"id": range(1, 31), "sha256": [f"{i}" for i in range(30)], "label": "cat",
+                         "seen_at": pd.to_datetime(["2026-11-16"] * 10 + ["2026-11-10 23:59"] * 10 + ["2031-01-01"] * 9 + ["2026-11-22 23:59"], format="mixed")})
+    people = said(*((i, i, "dog" if i % 5 == 0 else "cat", "x") for i in range(1, 31)))
+    table = accuracy_by_week(rows, people, now=pd.Timestamp("2026-11-23"))
+    assert [f"{w:%Y-%m-%d}" for w in table["week"]] == ["2026-11-09", "2026-11-16"]
+    assert table["right"].tolist() == [8, 8] and table["total"].tolist() == [10, 11] and (table["low"] < table["high"]).all()
+    assert accuracy_by_week(rows.head(0), people).empty
 
 
 # ---- the report
@@ -197,6 +286,59 @@ def test_a_live_accuracy_below_the_promise_is_an_alarm_by_itself(bundle, tmp_pat
     assert report.worse and report.alarm and not report.drifted and report.promised == 0.95
 
 
+def test_what_cannot_be_compared_is_said(bundle, tmp_path):
+    store = Store(tmp_path / "s.db")
+    classify(red_or_blue(40, 1), Predictor(bundle), store, bs=100)
+    report = monitor(store, bundle)
+    assert len(report.missing) == 2 and "Not compared: size: the bundle has none" in repr(report) and "embedding: the bundle has none" in repr(report)
+
+
+def test_an_empty_store_and_another_models_store_are_said(bundle, tmp_path):
+    import dataclasses
+    store = Store(tmp_path / "s.db")
+    assert "The store is empty" in repr(monitor(store, bundle))
+    store.add(dataclasses.replace(p, model="another") for p in Predictor(bundle).predict_many(b for _, b in red_or_blue(3, 1)))
+    assert "no answers of model" in repr(monitor(store, bundle)) and "another (3)" in repr(monitor(store, bundle))
+
+
+def test_a_path_without_a_store_makes_none(bundle, tmp_path):
+    with pytest.raises(InputError, match="no file"): monitor(tmp_path / "typo.db", bundle)
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_a_clock_that_jumps_is_said_and_the_newest_are_the_last_stored(bundle, tmp_path):
+    import sqlalchemy as sa
+    store = Store(tmp_path / "s.db")
+    classify(red_or_blue(40, 1), Predictor(bundle), store, bs=100)
+    assert not monitor(store, bundle).notes
+    with store.engine.begin() as db:
+        db.execute(sa.text("update predictions set seen_at = '2031-05-01 00:00:00' where id = 7"))
+        db.execute(sa.text("update predictions set seen_at = '1970-01-01 00:00:00' where id = 40"))
+    report = monitor(store, bundle)
+    assert len(report.notes) == 2 and "1 records lie in the future, up to 2031-05-01" in report.notes[0] and "jumped back 2 times" in report.notes[1]
+    assert monitor(store, bundle, last=1).pictures == 1 and report.pictures == 40
+
+
+def test_a_reference_without_statistics_is_refused_in_words(tiny_bundle, tmp_path):
+    store = Store(tmp_path / "s.db")
+    classify(red_or_blue(40, 1), Predictor(tiny_bundle), store, bs=100)
+    with pytest.raises(InputError, match="a reference with statistics.*export the bundle again"): monitor(store, tiny_bundle)
+
+
+def test_a_locked_store_is_said(bundle, tmp_path, monkeypatch):
+    import sqlite3
+    store = Store(tmp_path / "s.db")
+    store.close()
+    real = sqlite3.connect(tmp_path / "s.db")
+    real.execute("pragma journal_mode=delete")
+    real.execute("begin exclusive")
+    import dlpipe_nb.inference as inference
+    import sqlalchemy as sa
+    monkeypatch.setattr(inference, "_engine", lambda url: sa.create_engine(url, connect_args={"timeout": 0.1}))
+    with pytest.raises(InputError, match="database is locked"): monitor(tmp_path / "s.db", bundle)
+    real.close()
+
+
 def test_production_needs_neither_torch_nor_fastai():
     code = "import sys, dlpipe_nb.monitoring; print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'fastai', 'fastcore'}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -221,4 +363,46 @@ def test_exercise_1(answer, passed, words):
     (lambda a, b: None, None, "not attempted")])
 def test_exercise_2(answer, passed, words):
     got = check("13.2", answer)
+    assert got.passed is passed and words in got.message
+
+
+@pytest.mark.parametrize("answer, passed, words", [
+    (lambda p: false_discovery_control(p), True, "right"),
+    (lambda p: np.sort(false_discovery_control(p)), False, "in the order in which"),
+    (lambda p: np.minimum(np.array(p) * len(p), 1), False, "Bonferroni"),
+    (lambda p: np.array(p) * len(p) / (np.argsort(np.argsort(p)) + 1), False, "now none may be larger"),
+    (lambda p: [min(p)], False, "4, not 1"),
+    (lambda p: p, False, "yours"),
+    (lambda p: None, None, "not attempted")])
+def test_exercise_3(answer, passed, words):
+    got = check("13.3", answer)
+    assert got.passed is passed and words in got.message
+
+
+def rung(looks, ends=("quiet",)):
+    found, on = [], False
+    for i, said in enumerate(looks):
+        if said == "alarm" and not on: found.append(i)
+        on = True if said == "alarm" else False if said in ends else on
+    return found
+
+
+@pytest.mark.parametrize("answer, passed, words", [
+    (rung, True, "right"),
+    (lambda looks: [i for i, x in enumerate(looks) if x == "alarm"], False, "doesn't ring again"),
+    (lambda looks: rung(looks, ("quiet", "few")), False, "ends nothing"),
+    (lambda looks: rung(looks)[:1], False, "rings again"),
+    (lambda looks: [i + 1 for i in rung(looks)], False, "count from 0"),
+    (lambda looks: len(rung(looks)), False, "list"),
+    (lambda looks: None, None, "not attempted")])
+def test_exercise_4(answer, passed, words):
+    got = check("13.4", answer)
+    assert got.passed is passed and words in got.message
+
+
+@pytest.mark.parametrize("answer, passed, words", [
+    (1 - 0.95**8, True, "right"), (0.34, True, "right"), (0.4, False, "twice"), (0.95**8, False, "without"), (0.05, False, "one question"),
+    (34, False, "between 0 and 1"), ("a third", False, "number"), (None, None, "not attempted")])
+def test_exercise_5(answer, passed, words):
+    got = check("13.5", answer)
     assert got.passed is passed and words in got.message
