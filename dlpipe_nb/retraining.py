@@ -420,10 +420,11 @@ def promote(
 @patch
 def roll_back(self: Registry) -> str:
     "Make the champion before this one the champion again, skipping damaged ones; gives its name."
-    with _writing(self):
-        line = _line(self)
-        for name in line[1:]:
-            if not _damage(self.path / name): return _point(self, name, "rolled-back")
+    if len(line := _line(self)) > 1:
+        with _writing(self):
+            line = _line(self)
+            for name in line[1:]:
+                if not _damage(self.path / name): return _point(self, name, "rolled-back")
     raise InputError("an earlier champion to go back to", "none" if len(line) < 2 else "only damaged ones",
                      "promote a version by name")
 
@@ -625,7 +626,6 @@ def _train_challenger(child, learner, epochs, lr, weight, seed):
     start = load_learner(learner) if learner else None
     size = {"size": start.record["size"]} if start else {}
     new = df[(df["source"] == "feedback") & (df["split"] == "train")]
-    weight = weight or int(np.clip(round((df["split"] == "train").sum() / (3 * max(len(new), 1))), 1, 10))
     shown = pd.concat([df] + [new] * (weight - 1), ignore_index=True)
     dls = make_dls(shown, labels=labels, **size)
     learn = train(dls, epochs=epochs, lr=lr, seed=seed, start=start, checkpoint=child / "checkpoint")
@@ -706,8 +706,8 @@ def retrain(
     registry: Registry,             # with a champion
     out: str | Path | None = None,  # the challenger's folder; by default beside the run, `-2`, `-3`, …
     start: str = "champion",        # "champion": go on from its weights; "scratch": begin anew
-    epochs: int | None = None, lr: float | None = None, # by default 3 and 2e-3 from the champion, else as `train` has it
-    weight: int | None = None,      # how often an epoch shows each new picture; by default until they are a quarter of all
+    epochs: int | None = None, lr: float | None = None, # by default 3 and 1e-3 from the champion, else as `train` has it
+    weight: int = 3,                # how often an epoch shows each picture that came by feedback
     valid: float = 0.25,            # the share of the new pictures that goes to validation
     recent: pd.DataFrame | None = None, # trusted labelled pictures, never learned from: one more slice for the gate
     margin: float = 0.02, slices: tuple[str, ...] = (), strict: bool = False, # for the gate
@@ -719,7 +719,7 @@ def retrain(
     bundle, learner, champion = registry.bundle(), _starting_point(run, registry, start), registry.champion
     with _only_one(registry):
         new, left_out = _to_learn(run, store, recent, at_least)
-        epochs, lr = (epochs or 3, lr or 2e-3) if learner else (epochs, lr)
+        epochs, lr = (epochs or 3, lr or 1e-3) if learner else (epochs, lr)
         child, note = _place(run, out, registry, new, dict(start=start, epochs=epochs, lr=lr, weight=weight, valid=valid, seed=seed))
         say(note)
         if not child.has("learner"): _train_challenger(child, learner, epochs, lr, weight, seed)
@@ -801,7 +801,7 @@ def go_round(
     report = monitor(store, bundle)
     say(str(report))
     new, _ = new_pictures(store, tuple(run.read_json("problem.json")["labels"]), run.manifest())
-    lots = new[[in_lot(s) for s in new["sha256"]]]
+    lots = new[new["sha256"].map(in_lot).astype(bool)]
     tried = {s for r in _rounds(registry) for s in r["pictures"]} | set(lots["sha256"])
     n, needed = sum(s not in tried for s in new["sha256"]), 1 if force else at_least // 2 if report.alarm else at_least
     words = f"{n} labelled pictures that no round has learned from, and {len(lots)} drawn by lot"
