@@ -613,7 +613,8 @@ def _place(run, out, registry, new, plan):
         before = _unfinished(folder, registry)
         empty = not folder.exists() or all(p.name.startswith(".writing-") for p in folder.iterdir())
         if before == plan and (folder / "manifest.csv").exists(): return Run(folder), f"Going on with the round in {folder.name} that was interrupted."
-        if before and before["champion"] == plan["champion"]:
+        whole = (folder / "bundle" / "model.json").exists() # may be a version already: killed between promoting and noting it
+        if before and (before["champion"] == plan["champion"] or not whole):
             shutil.rmtree(folder)
             return _begin(run, Run(folder), new, plan), f"The unfinished round in {folder.name} was for other labels or settings: begun anew."
         if empty: return _begin(run, Run(folder), new, plan), f"A new round, in {folder.name}."

@@ -601,6 +601,20 @@ def test_an_interrupted_round_for_other_labels_is_begun_anew(scene, monkeypatch)
     assert got.run.path.name == "first-2" and len(run.trained) == 2 and "begun anew" in got.note and got.added == 9
 
 
+def test_an_interrupted_round_against_a_champion_of_before_is_begun_anew(scene, tmp_path, monkeypatch):
+    run, store, registry, made, _ = scene
+    for _, b, label in made[:8]: tell(store, b, label)
+    finish = retraining._tested
+    def killed(*args): raise Killed
+    monkeypatch.setattr(retraining, "_tested", killed)
+    with pytest.raises(Killed): retrain(run, store, registry, at_least=5)
+    monkeypatch.setattr(retraining, "_tested", finish)
+    learner = registry.path / "v0001" / "learner"
+    registry.promote(registry.add(write_tiny_bundle(tmp_path / "other", threshold=0.9), learner=learner))
+    got = retrain(run, store, registry, at_least=5)
+    assert got.run.path.name == "first-2" and "begun anew" in got.note and got.run.read_json("round.json")["champion"] == "v0002"
+
+
 def test_another_registrys_unfinished_round_is_left_alone(scene, monkeypatch):
     run, store, registry, made, _ = scene
     for _, b, label in made[:8]: tell(store, b, label)
