@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SMALL_FILE', 'LARGEST_FILE', 'LONGEST_SIDE', 'MAX_CARDS', 'MAX_ROWS', 'WEBSOCKET_LIMIT', 'Shown', 'thumbnail', 'card',
-           'ClassifierApp', 'uploads', 'serve']
+           'ClassifierApp', 'bundle_in', 'uploads', 'serve']
 
 # %% ../nbs/11_app.ipynb #a4dcd65d
 import io
 import ipaddress
 import itertools
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -89,15 +90,16 @@ def card(
 class ClassifierApp:
     "Choose pictures, see what they are, say where that is wrong. Display it, or call its methods without a click."
     def __init__(self,
-                 predictor: Predictor,       # what answers
+                 predictor: Predictor | str | Path, # what answers, or where it lies: a bundle, or a registry, whose champion is followed
                  store: Store | None = None, # where answers and corrections are recorded; None: only in this window
                  by: str = "app",            # the name that corrections are recorded under
                  alone: bool = False         # whether the page holds nothing else: it is then as dark as the system is
                  ):
-        self.predictor, self.store, self.by, self.alone = predictor, store, by, alone
-        self.labels = tuple(predictor.labels)
+        self._source = None if hasattr(predictor, "predict_many") else Path(predictor)
+        self.predictor = predictor if self._source is None else Predictor(bundle_in(self._source))
+        self.store, self.by, self.alone, self.labels = store, by, alone, tuple(self.predictor.labels)
         self.results: list[Shown] = [] # newest first
-        self.message, self.bad = "Nothing here yet.", False
+        self.message, self.bad, self.trouble = "Nothing here yet.", False, ""
         self._ids, self._parts, self._whole, self._chosen, self._shown = itertools.count(1), {}, [], [], set()
         self.view = _page(self)
 
@@ -110,6 +112,34 @@ class ClassifierApp:
         rows = [(p.name, p.label, None if p.error else p.probability, p.unsure and not p.error, s.told, p.error or "")
                 for s in self.results for p in [s.prediction]]
         return pd.DataFrame(rows, columns=["name", "answer", "probability", "unsure", "told", "error"])
+
+# %% ../nbs/11_app.ipynb #8fd8d504
+def bundle_in(
+    folder: str | Path # a bundle's folder, or a registry of them
+) -> Path:
+    "The bundle to answer with: `folder` itself, or its champion's where it is a registry."
+    pointer = Path(folder) / "champion"
+    if not pointer.is_file(): return Path(folder)
+    name = next(iter(pointer.read_text("utf-8").split()), "nothing")
+    if re.fullmatch(r"v\d{4,}", name): return Path(folder) / name / "bundle"
+    raise InputError(f"a version's name in {pointer}", repr(name[:40]), "promote a version (chapter 14)")
+
+# %% ../nbs/11_app.ipynb #7ec2cc55
+@patch
+def follow(self: ClassifierApp) -> bool:
+    "Take the registry's newest champion into service, if the app was given a registry; gives whether it changed."
+    if self._source is None: return False
+    try:
+        bundle = bundle_in(self._source)
+        if bundle == self.predictor.path:
+            self.trouble = ""
+            return False
+        self.predictor = Predictor(bundle)
+    except InputError as e:
+        self.trouble = f"The new model can't be used, so the old one answers: {e}"
+        return False
+    self.labels, self.trouble = tuple(self.predictor.labels), ""
+    return True
 
 # %% ../nbs/11_app.ipynb #1ff6c904
 @patch
@@ -129,13 +159,15 @@ def classify(self: ClassifierApp,
     for p, (_, data) in zip(said, files):
         if self.store and not p.error: self.store.keep(p.sha256, data)
     together = [*self._chosen, *new]
-    self._say(_summary(together), bad=any(s.prediction.error for s in together))
+    said = " ".join(filter(None, [_summary(together), self.trouble]))
+    self._say(said, bad=bool(self.trouble) or any(s.prediction.error for s in together))
     return new
 
 # %% ../nbs/11_app.ipynb #d1da0786
 @patch
 def _answers(self: ClassifierApp, files):
-    "A prediction for each file, also for those that couldn't be sent."
+    "A prediction for each file, also for those that couldn't be sent; by the newest champion where there are several."
+    self.follow()
     said = iter(self.predictor.predict_many([(n, d) for n, d in files if not isinstance(d, InputError)]))
     model = self.predictor.version
     unread = lambda n, e: Prediction(n, None, 0.0, {}, True, sha256_of(n.encode()), model, error=str(e))
@@ -221,17 +253,24 @@ def uploads(
 
 # %% ../nbs/11_app.ipynb #a372037c
 def serve(
-    bundle: str | Path,              # the folder with model.onnx and model.json
+    bundle: str | Path,              # the folder with model.onnx and model.json, or a registry: then its champion
     store: str | Path | None = None, # a database file or URL for answers and corrections; None: nothing is kept
     host: str = "127.0.0.1",         # the address to listen on; any but loopback needs a token
     port: int = 8866,                # the port to listen on
     token: str | None = None,        # what visitors must bring: in the address as ?token=…, or typed in
     browser: bool = False,           # whether to open a browser window
-    say: Callable[[str], object] = lambda line: None # gets a line with the address, such as print; silent by default
+    say: Callable[[str], object] = lambda line: None, # gets a line with the address, such as print; silent by default
+    images: str | Path | None = None # a folder to keep the pictures themselves in: without it nobody can learn from them
 ) -> None:
     "Show the app on a page of its own, until Ctrl-C or SIGTERM; then its kernels end, too."
-    check_bundle(bundle)
+    check_bundle(bundle_in(bundle))
     if store: Store(store).close()
+    kept = f"Store({str(store)!r}, images={str(images) if images else None!r})" if store else "None"
+    _show_page(f"ClassifierApp({str(bundle)!r}, {kept}, alone=True)", "What is it?", host, port, token, browser, say)
+
+# %% ../nbs/11_app.ipynb #07586cc5
+def _show_page(shown, title, host, port, token, browser, say):
+    "Show what the Python expression `shown` gives, such as a widget, on a page of its own until it is stopped."
     _may_listen(host, port, token)
     Voila = _voila()
     say(f"The app is at http://{host}:{port}/{'?token=…' if token else ''} in a moment; Ctrl-C ends it")
@@ -239,7 +278,7 @@ def serve(
         server = Voila(ip=host, port=port, port_retries=0, open_browser=browser, token=token or "", log_level=30,
                        tornado_settings={"websocket_max_message_size": WEBSOCKET_LIMIT, "headers": _ONLY_HERE,
                                          "allow_remote_access": bool(token)})
-        server.initialize([str(_one_cell(folder, bundle, store))])
+        server.initialize([str(_one_cell(folder, shown, title))])
         server.start()
 
 # %% ../nbs/11_app.ipynb #bff56916
@@ -853,18 +892,17 @@ import os, sys
 os.chdir({cwd!r})
 sys.path.insert(0, {code!r})
 from dlpipe_nb.app import ClassifierApp
-from dlpipe_nb.inference import Predictor, Store
-ClassifierApp(Predictor({bundle!r}), {store}, alone=True)
+from dlpipe_nb.inference import Store
+{shown}
 """
 
-def _one_cell(folder, bundle, store):
+def _one_cell(folder, shown, title):
     "The notebook that Voilà shows; gives its path."
-    kept = f"Store({str(store)!r})" if store else "None"
     here = str(Path(__file__).absolute().parent.parent)
-    code = _ONE_CELL.format(cwd=os.getcwd(), code=here, bundle=str(bundle), store=kept)
+    code = _ONE_CELL.format(cwd=os.getcwd(), code=here, shown=shown)
     cell = dict(id="app", cell_type="code", metadata={}, source=code, outputs=[], execution_count=None)
     kernel = dict(name="python3", display_name="Python 3", language="python")
-    note = dict(cells=[cell], metadata=dict(kernelspec=kernel, title="What is it?"), nbformat=4, nbformat_minor=5)
+    note = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title), nbformat=4, nbformat_minor=5)
     return write_json(Path(folder) / "app.ipynb", note)
 
 # %% ../nbs/11_app.ipynb #9aac4f94

@@ -1375,7 +1375,7 @@ def _labeller_heard(lab, page, sent, buffers):
 # %% ../nbs/02_collection.ipynb #eecefc8f
 _LABELLER_JS = """
 function render({ model, el }) {
-  const s = () => model.get("state"), root = page(el, "Label pictures");
+  const s = () => model.get("state"), root = page(el, s().title || "Label pictures");
   const send = (act, label) => model.send({ act, label: label || "", key: s().key });
   const top = make("div", "top"), count = make("b"), tally = make("span"), track = make("div", "track");
   const fill = make("div", "fill"), stage = make("div", "stage"), name = make("div", "dim"), row = make("div", "row");
@@ -1412,7 +1412,7 @@ _LABELLER_JS += """
     if (t.src && image.src != t.src) image.src = t.src;
     image.alt = done ? "" : `Picture ${t.k + 1}: what does it show?`;
     why.textContent = done ? "All done. Thank you!" : t.why;
-    name.textContent = done ? `Saved in ${t.file}` : "";
+    name.textContent = done ? `Saved in ${t.file}` : t.note || "";
     choices.forEach(b => enable(b, !done && t.src));
     enable(skip, !done);
     enable(undo, t.k > 0);

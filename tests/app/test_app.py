@@ -557,6 +557,29 @@ def test_clear_by_keyboard(page, lab):
     assert len(Store(lab.home / "store.db").predictions()) == stored > 10
 
 
+# ---- a registry: the app follows its champion
+
+def test_the_app_follows_a_registrys_champion_and_keeps_the_old_one_if_the_new_is_broken(tmp_path):
+    from dlpipe_nb.app import ClassifierApp
+    for i, name in enumerate(("v0001", "v0002", "v0003")): write_tiny_bundle(tmp_path / name / "bundle", threshold=0.6 + i / 10)
+    (tmp_path / "v0003" / "bundle" / "model.onnx").write_bytes(b"torn")
+    point = lambda name: (tmp_path / "champion").write_text(f"{name} promoted 2026-01-01T00:00:00+00:00\n")
+    point("v0001")
+    app = ClassifierApp(tmp_path)
+    said = lambda: heard(app).classify([("a.png", picture(RED))])[0].prediction.model
+    first = said()
+    point("v0002")
+    second = said()
+    assert second != first and second == Predictor(tmp_path / "v0002" / "bundle").version and not app.bad
+    point("v0003")
+    assert said() == second and app.bad and "the old one answers" in app.message
+    point("v0002")
+    assert said() == second and not app.bad
+    (tmp_path / "champion").write_text("../elsewhere")
+    assert said() == second and app.bad
+    with pytest.raises(InputError, match="version"): ClassifierApp(tmp_path)
+
+
 # ---- by itself, with Voilà
 
 @contextmanager

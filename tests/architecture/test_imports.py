@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "app":           "core inference",
     "api":           "core inference",
     "monitoring":    "core inference",
-    "retraining":    "core problem collection preprocessing features training evaluation tuning testing export inference monitoring",
+    "retraining":    "core problem collection preprocessing features training evaluation tuning testing export inference app monitoring",
     "pipeline":      "core problem collection preprocessing features training evaluation tuning testing export inference app api "
                      "monitoring retraining",
 }
