@@ -222,14 +222,15 @@ def _fit(f, value):
     if right and m["among"] and isinstance(value, str): right = value in m["among"]
     if right: return value
     where = f"[{m['table']}] {f.name}" if m["table"] else f.name
-    raise InputError(f"{_wanted(f)} for {where}", repr(value), f"it is: {m['says']}")
+    raise InputError(f"{_wanted(f)} for {where}", repr(value), f"{f.name} stands for: {m['says']}")
 
 def _wanted(f):
     "What a setting may be, in words."
     m, names = f.metadata, {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     words = [names[k] for k in _kinds(f) if k in names and not (k is str and m["among"])]
     ends = [f"at {word} {m[end]:g}" for end, word in (("low", "least"), ("high", "most")) if m[end] is not None]
-    return " or ".join([*words, *m["among"]]) + (f", {' and '.join(ends)}" if ends else "")
+    words += m["among"]
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1]))) + (f", {' and '.join(ends)}" if ends else "")
 
 # %% ../nbs/15_pipeline.ipynb #558cb1b6
 def settings_toml(
@@ -285,7 +286,7 @@ def _unknown(name, path, known, belongs=None):
     near = difflib.get_close_matches(name, known, 1, 0.5)
     if belongs is not None: advice = f"it belongs under [{belongs}]" if belongs else "put it at the top, above the first ["
     else: advice = f"did you mean {near[0]}" if near else "look at what `dlpipe settings` prints"
-    return InputError(f"settings that there are in {path}", f"{name}{' in another place' if belongs is not None else ''}", advice)
+    return InputError(f"only settings that exist, in {path}", f"{name}{' in another place' if belongs is not None else ''}", advice)
 
 # %% ../nbs/15_pipeline.ipynb #24262916
 def _settings(given, changes):
@@ -631,7 +632,7 @@ def run(
     "Take labelled pictures through training, testing and production."
     given = _given({k: v for k, v in locals().items() if k in Settings.__dataclass_fields__})
     if track: _tracker(Run(out), track, "dlpipe")
-    done = run_pipeline(None, out, typer.echo, settings, **given)
+    done = run_pipeline(given.pop("data", None), out, typer.echo, settings, **given)
     for line in _summary(done): typer.echo(line)
     if track: typer.echo(f"Tracking {track_run(done.run, track)}")
 
@@ -821,7 +822,8 @@ def register(
         raise InputError("a bundle that the registry doesn't have", f"this one is {same.index[0]}", f"promote {same.index[0]} if it should serve")
     test = run.read_json("test.json")
     lineage = {"parent": registry.champion, "note": f"run {run.path.name}", "data_sha256": content_hash(run.manifest()),
-               "metrics": run.read_json("evaluation.json"), "test": test["sentence"], "settings": _asked(run)}
+               "metrics": run.read_json("evaluation.json"), "test": test["sentence"], "settings": _asked(run),
+               "run": Path(os.path.relpath(run.path, registry.path)).as_posix()}
     version = registry.add(run / "bundle", lineage, run / "learner" if run.has("learner") else None)
     fine = registry.champion is None and test["result"] == "pass"
     if promote or (promote is None and fine): return f"{registry.promote(version)} is the champion. {test['sentence']}"
@@ -907,7 +909,8 @@ def review(
     seen, said = _store(store, images), _answers_given(label or [], labels)
     if said and not (by or "").strip(): raise InputError("who gives the labels", "nobody", "give --by NAME too")
     if said: return _take(seen, said, by)
-    if page: return retraining.serve_review(seen, host=host, port=port, token=token, browser=browser, say=typer.echo)
+    who = {"by": by} if by else {}
+    if page: return retraining.serve_review(seen, host=host, port=port, token=token, browser=browser, say=typer.echo, **who)
     for line in _queue_lines(retraining.review_queue(seen, n=n), store): typer.echo(line)
 
 # %% ../nbs/15_pipeline.ipynb #fc085248
@@ -935,10 +938,9 @@ def _take(store, said, by):
 
 # %% ../nbs/15_pipeline.ipynb #274d07a2
 def _queue_lines(queue, store):
-    "A review queue for a terminal: a line a picture, and what to do with it."
+    "A review queue for a terminal: a line a picture. Not what the model says: whoever hears dog first sees a dog."
     for r in queue.itertuples():
-        sure = "" if r.probability is None or r.probability != r.probability else f" {r.probability:.0%}"
-        yield f"{r.sha256[:12]}  {str(r.name)[:30]:30}  {f'{r.label}{sure}':12}  {r.why}"
+        yield f"{r.sha256[:12]}  {r.why}{f' (said: {r.said})' if isinstance(r.said, str) and r.said else ''}  {r.image or r.name}"
     if not len(queue): yield "Nothing waits for a look."
     else: yield f"Next     dlpipe review {store} --label {queue['sha256'].iloc[0][:12]}=LABEL --by NAME, or --page"
 
@@ -977,15 +979,15 @@ def round_once(
     store: Annotated[str, typer.Option(help="where predictions and people's labels are")],
     registry: Annotated[Path, typer.Option(help="with a champion")],
     at_least: Annotated[Optional[int], typer.Option(help="new labels that make a round worth while [default: the run's setting]")] = None,
+    margin: Annotated[Optional[float], typer.Option(help="how much worse is still acceptable [default: the run's setting]")] = None,
     force: Annotated[bool, typer.Option("--force", help="retrain even if nothing calls for it")] = False,
     images: Annotated[Optional[Path], _IMAGES] = None,
 ):
     "Go round the circle once, for a schedule: look, decide whether a retraining is due, retrain, and let the gate decide."
     from dlpipe_nb import retraining
     whole = _whole(run)
-    turn = retraining.go_round(whole, _store(store, images), _registry(registry),
-                               at_least=_from_run(whole, "at_least", at_least), force=force, say=typer.echo)
-    typer.echo(turn.sentence)
+    at_least, margin = _from_run(whole, "at_least", at_least), _from_run(whole, "margin", margin)
+    retraining.go_round(whole, _store(store, images), _registry(registry), at_least=at_least, margin=margin, force=force, say=typer.echo)
 
 # %% ../nbs/15_pipeline.ipynb #4f714318
 @app.command()
