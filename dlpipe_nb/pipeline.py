@@ -985,9 +985,9 @@ def round_once(
 ):
     "Go round the circle once, for a schedule: look, decide whether a retraining is due, retrain, and let the gate decide."
     from dlpipe_nb import retraining
-    whole = _whole(run)
+    whole, seen, there = _whole(run), _store(store, images), _registry(registry)
     at_least, margin = _from_run(whole, "at_least", at_least), _from_run(whole, "margin", margin)
-    retraining.go_round(whole, _store(store, images), _registry(registry), at_least=at_least, margin=margin, force=force, say=typer.echo)
+    retraining.go_round(whole, seen, there, at_least=at_least, margin=margin, force=force, say=typer.echo)
 
 # %% ../nbs/15_pipeline.ipynb #4f714318
 @app.command()
