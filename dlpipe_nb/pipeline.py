@@ -147,22 +147,6 @@ def _new_pictures(run, s, n=12):
     from dlpipe_nb.collection import draw_pets
     return list(draw_pets(run / "new", n=n, seed=s.seed + 10_000)["path"])
 
-# %% ../nbs/15_pipeline.ipynb #ac1ea9d9
-def _show(run, store, cols=6):
-    "The new pictures with what was said of them."
-    import numpy as np
-    from matplotlib.figure import Figure
-    from dlpipe_nb.core import picture_array
-    said = store.predictions(limit=12)[::-1].query("error.isna()")
-    rows = int(np.ceil(max(1, len(said)) / cols))
-    fig = Figure(figsize=(1.6 * cols, 1.95 * rows), layout="constrained")
-    for ax, (_, p) in zip(fig.subplots(rows, cols, squeeze=False).flat, said.iterrows()):
-        ax.imshow(picture_array(store.picture(p["sha256"]), 128))
-        ax.set_title(f"{p['label']} {p['probability']:.0%}" + (" (unsure)" if p["unsure"] else ""), fontsize=11,
-                     color="C1" if p["unsure"] else "black")
-    for ax in fig.axes: ax.axis("off")
-    return fig
-
 # %% ../nbs/15_pipeline.ipynb #02e95c03
 def _report(run, s):
     from dlpipe_nb.testing import report
@@ -434,30 +418,9 @@ def compare_runs(
     tests = tuple(r.read_json("test.json") if r.has("test") else None for r in (a, b))
     same = seals[0] == seals[1] is not None
     answers, apart = _answers(a, b) if same and all(tests) else (None, None)
-    return Compared((a.path.as_posix(), b.path.as_posix()), _differing(_asked(a), _asked(b)), _pictures(a, b), same, tests,
+    asked = _asked if _noted(a) and _noted(b) else _recorded
+    return Compared((a.path.as_posix(), b.path.as_posix()), _differing(asked(a), asked(b)), _pictures(a, b), same, tests,
                     answers, apart, _differing(_seconds(a), _seconds(b)), _differing(_made_with(a), _made_with(b)))
-
-# %% ../nbs/15_pipeline.ipynb #42a82ea2
-def _noted(run): return run.read_json("run.json") if (run / "run.json").exists() else {}
-
-def _asked(run):
-    "The settings of a run; without a run.json, what its learner's record says."
-    if noted := _noted(run): return asdict(Settings()) | noted["settings"]
-    record = run.read_json("learner/learner.json") if run.has("learner") else {}
-    return {k: v for k, v in record.items() if k in {f.name for f in fields(Settings)}}
-
-def _seconds(run): return {k: v["seconds"] for k, v in _noted(run).get("phases", {}).items()}
-
-def _made_with(run):
-    "The versions that a run was made with: as it noted them, else as its bundle has them."
-    if "versions" in _noted(run): return _noted(run)["versions"]
-    return run.read_json("bundle/model.json").get("versions", {}) if run.has("bundle") else {}
-
-def _differing(a, b):
-    "A row for each name whose values differ; None where one has no such name."
-    import pandas as pd
-    rows = [(k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)]
-    return pd.DataFrame(rows, columns=["what", "a", "b"], dtype=object)
 
 # %% ../nbs/15_pipeline.ipynb #2796b016
 def _pictures(a, b):
@@ -467,7 +430,7 @@ def _pictures(a, b):
     columns = ["sha256", "change", "label_a", "label_b", "split_a", "split_b", "path"]
     if not (a.has("manifest") and b.has("manifest")): return pd.DataFrame(columns=columns)
     x, y = (r.manifest().drop_duplicates("sha256").set_index("sha256")[["label", "split", "path"]] for r in (a, b))
-    both = x.join(y, how="outer", lsuffix="_a", rsuffix="_b")
+    both = x.join(y, how="outer", lsuffix="_a", rsuffix="_b", sort=True)
     gone, new = both["label_b"].isna(), both["label_a"].isna()
     label, split = both["label_a"] != both["label_b"], both["split_a"] != both["split_b"]
     both["change"] = np.select([new, gone, label, split], ["added", "removed", "relabelled", "moved"], "")
@@ -527,56 +490,6 @@ def track_run(
     client.set_terminated(tracked)
     run.write_json("tracked.json", {"url": url, "id": tracked})
     return f"tracked as {tracked} in {url}"
-
-# %% ../nbs/15_pipeline.ipynb #ebb3aef8
-def _tracker(run, where, experiment):
-    "Where a run is tracked: the URL, MLflow's client for it, and the experiment's id. Made sure of before a run begins."
-    kind, _, url = where.partition(":")
-    if kind != "mlflow": raise InputError("mlflow, or mlflow:URL, to track with", repr(where), "choose one of them")
-    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")):
-        os.environ.setdefault(name, value) # nothing is told to anybody, and a server that isn't there is noticed soon
-    try: import mlflow
-    except ImportError as e:
-        raise InputError("MLflow, to track runs with", "none installed", 'pip install "dlpipe_nb[track]"') from e
-    _hush("mlflow", "alembic")
-    url = url or os.environ.get("MLFLOW_TRACKING_URI", "")
-    beside = run.path.absolute().parent
-    if not url: beside.mkdir(parents=True, exist_ok=True)
-    url, place = (url, None) if url else (f"sqlite:///{(beside / 'mlflow.db').as_posix()}", (beside / "mlflow").as_uri())
-    try:
-        client = mlflow.MlflowClient(url)
-        there = client.get_experiment_by_name(experiment)
-        return url, client, there.experiment_id if there else client.create_experiment(experiment, place)
-    except mlflow.exceptions.MlflowException as e:
-        raise InputError(f"an MLflow that answers at {url}", str(e).splitlines()[0][:200], "check the address, or start it") from e
-
-# %% ../nbs/15_pipeline.ipynb #7ff37879
-def _hush(*names):
-    "Only warnings from these libraries, no news."
-    import logging
-    for name in names: logging.getLogger(name).setLevel(logging.WARNING)
-
-def _log(run, client, tracked):
-    "Send what a run left: settings, curves, results, tags, figures and the bundle."
-    from mlflow.entities import Metric, Param, RunTag
-    now, settings = int(time.time() * 1000), {k: v for k, v in (_asked(run) | _used(run)).items() if v is not None}
-    params = [Param(k, str(v)) for k, v in settings.items()]
-    metrics = [Metric(k, float(v), now, step) for k, v, step in _measured(run)]
-    tags = {"verdict": run.read_json("test.json")["sentence"], "folder": run.path.as_posix(),
-            "seal": run.read_json("seal.json")["sha256"]} | {f"version {k}": v for k, v in _made_with(run).items()}
-    client.log_batch(tracked, params=params, tags=[RunTag(k, str(v)) for k, v in tags.items()])
-    for i in range(0, len(metrics), 500): client.log_batch(tracked, metrics=metrics[i:i + 500])
-    for name in ("figures", "bundle"): client.log_artifacts(tracked, str(run / name), name)
-    if (run / "settings.toml").exists(): client.log_artifact(tracked, str(run / "settings.toml"))
-
-def _measured(run):
-    "Every number of a run as (name, value, epoch): curves, results, seconds."
-    for row in run.read_json("learner/learner.json").get("history") or []:
-        yield from ((k, v, row["epoch"]) for k, v in row.items() if k != "epoch" and isinstance(v, (int, float)))
-    for name in ("evaluation", "test"):
-        found = run.read_json(f"{name}.json")
-        yield from ((f"{name}_{k}", found[k], 0) for k in ("accuracy", "low", "high") if isinstance(found.get(k), (int, float)))
-    yield from ((f"seconds_{k}", v, 0) for k, v in _seconds(run).items())
 
 # %% ../nbs/15_pipeline.ipynb #2addab4c
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -758,53 +671,6 @@ def watch(
     r = classify(_keeping(items, place) if keep else items, Predictor(_bundle(bundle)), _Aloud(place))
     typer.echo(f"{r.new} new, {r.known} known before, {r.unsure} unsure, {r.errors} that can't be read; in {to}")
 
-# %% ../nbs/15_pipeline.ipynb #7a4323ae
-def _sources(folders, mqtt, seconds):
-    "What is watched, by its name."
-    from dlpipe_nb.inference import mqtt_source, watch_folder
-    sources = {f.as_posix(): watch_folder(f, seconds=seconds) for f in folders}
-    return sources | ({mqtt.split("@")[-1]: mqtt_source(**_broker(mqtt), seconds=seconds)} if mqtt else {})
-
-def _broker(url):
-    "An mqtt:// address as `mqtt_source` takes it."
-    from urllib.parse import unquote, urlsplit
-    found, wanted = urlsplit(url), "mqtt://HOST[:PORT]/TOPIC with a + in the topic, such as mqtt://localhost/pets/+/picture"
-    try: host, port = found.hostname, found.port
-    except ValueError: host, port = None, None
-    topic, tls = unquote(found.path).strip("/"), found.scheme == "mqtts"
-    if found.scheme not in ("mqtt", "mqtts") or not host or topic.count("+") != 1:
-        raise InputError(wanted, url.split("@")[-1], "check the address")
-    secret = {k: unquote(v) for k, v in (("user", found.username), ("password", found.password)) if v}
-    return dict(host=host, port=port or (8883 if tls else 1883), topic=topic, tls=tls, **secret)
-
-def _one_flow(sources):
-    "One source as it is, so that its failure is ours; several merged, where one may fail and the others go on."
-    from dlpipe_nb.inference import merge_sources
-    if len(sources) != 1: return merge_sources(sources)
-    (name, items), = sources.items()
-    return (i if i is None or len(i) > 2 else (*i, name) for i in items)
-
-# %% ../nbs/15_pipeline.ipynb #f9fa1afe
-class _Aloud:
-    "A destination that says what is new in it."
-    def __init__(self, place): self.place = place
-    def known(self, predictions): return self.place.known(predictions)
-    def add(self, predictions, source=""):
-        predictions = list(predictions)
-        before = self.place.known(predictions)
-        done = self.place.add(predictions, source)
-        for p in predictions:
-            if (p.sha256, p.model) not in before: typer.echo(str(p), err=bool(p.error))
-        return done
-
-def _keeping(items, store):
-    "The items of a source, each picture kept in the store on the way."
-    for item in items:
-        data = None if item is None else item[1]
-        if isinstance(data, os.PathLike) and Path(data).is_file(): data = Path(data).read_bytes()
-        if isinstance(data, bytes): store.keep(sha256_of(data), data)
-        yield item
-
 # %% ../nbs/15_pipeline.ipynb #efcbab70
 def register(
     run: Run | str | Path,      # a tested run with a bundle
@@ -898,6 +764,7 @@ def review(
     labels: Annotated[Optional[Path], typer.Option(help="a CSV file with the columns sha256 and label")] = None,
     by: Annotated[Optional[str], typer.Option(help="who says so; needed with --label and --labels")] = None,
     page: Annotated[bool, typer.Option("--page", help="look at the pictures and label them in a browser")] = False,
+    bundle: Annotated[Optional[Path], typer.Option(help="the bundle that answered, or a registry: it knows what is usual")] = None,
     images: Annotated[Optional[Path], _IMAGES] = None,
     host: Annotated[str, typer.Option(help="of the page; another than loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="of the page")] = 8867,
@@ -909,44 +776,9 @@ def review(
     seen, said = _store(store, images), _answers_given(label or [], labels)
     if said and not (by or "").strip(): raise InputError("who gives the labels", "nobody", "give --by NAME too")
     if said: return _take(seen, said, by)
-    who = {"by": by} if by else {}
-    if page: return retraining.serve_review(seen, host=host, port=port, token=token, browser=browser, say=typer.echo, **who)
-    for line in _queue_lines(retraining.review_queue(seen, n=n), store): typer.echo(line)
-
-# %% ../nbs/15_pipeline.ipynb #fc085248
-def _answers_given(pairs, file):
-    "Labels from the command's words and from a CSV file, as pairs of a hash and a label."
-    import csv
-    said = [tuple(part.strip() for part in pair.partition("=")[::2]) for pair in pairs]
-    if wrong := [p for p, (sha, name) in zip(pairs, said) if not sha or not name]:
-        raise InputError("--label SHA=LABEL, such as 3af4e2f8=cat", repr(wrong[0]), "write it like that")
-    if file is None: return said
-    with open(file, encoding="utf-8-sig", newline="") as f: rows = list(csv.DictReader(f))
-    if not rows or not {"sha256", "label"} <= rows[0].keys():
-        raise InputError(f"the columns sha256 and label in {file}", ", ".join(rows[0]) if rows else "no rows", "add them")
-    return said + [(r["sha256"], r["label"]) for r in rows]
-
-def _take(store, said, by):
-    "Store labels; those of pictures that the store never saw are counted and passed over."
-    from dlpipe_nb.retraining import give_label
-    known = store.predictions()["sha256"]
-    strange = [sha for sha, _ in said if len(said) > 1 and not known.str.startswith(sha).any()]
-    lines = [give_label(store, sha, label, by) for sha, label in said if sha not in strange]
-    for line in lines if len(lines) <= 20 else [f"{len(lines)} labels by {by} were stored."]: typer.echo(line)
-    if strange: typer.echo(f"{len(strange)} of other pictures were passed over, such as {strange[0][:12]}.")
-    if not lines: raise InputError("labels of pictures in the store", "none", "check the hashes: dlpipe review STORE lists them")
-
-# %% ../nbs/15_pipeline.ipynb #274d07a2
-def _queue_lines(queue, store):
-    "A review queue for a terminal: a line a picture. Not what the model says: whoever hears dog first sees a dog."
-    for r in queue.itertuples():
-        yield f"{r.sha256[:12]}  {r.why}{f' (said: {r.said})' if isinstance(r.said, str) and r.said else ''}  {r.image or r.name}"
-    if not len(queue): yield "Nothing waits for a look."
-    else: yield f"Next     dlpipe review {store} --label {queue['sha256'].iloc[0][:12]}=LABEL --by NAME, or --page"
-
-def _from_run(run, name, given):
-    "What was given, or else what the run's own settings say."
-    return given if given is not None else (asdict(Settings()) | _noted(run).get("settings", {}))[name]
+    more = {k: v for k, v in (("by", by), ("bundle", bundle and _bundle(bundle))) if v}
+    if page: return retraining.serve_review(seen, host=host, port=port, token=token, browser=browser, say=typer.echo, **more)
+    for line in _queue_lines(retraining.review_queue(seen, n=n, **more), store): typer.echo(line)
 
 # %% ../nbs/15_pipeline.ipynb #6fa66e3b
 @app.command("retrain")
@@ -1023,6 +855,179 @@ def main(
     except KeyboardInterrupt:
         typer.echo("\ndlpipe: stopped. The same command continues where this one was.", err=True)
         sys.exit(130)
+
+# %% ../nbs/15_pipeline.ipynb #ac1ea9d9
+def _show(run, store, cols=6):
+    "The new pictures with what was said of them."
+    import numpy as np
+    from matplotlib.figure import Figure
+    from dlpipe_nb.core import picture_array
+    said = store.predictions(limit=12)[::-1].query("error.isna()")
+    rows = int(np.ceil(max(1, len(said)) / cols))
+    fig = Figure(figsize=(1.6 * cols, 1.95 * rows), layout="constrained")
+    for ax, (_, p) in zip(fig.subplots(rows, cols, squeeze=False).flat, said.iterrows()):
+        ax.imshow(picture_array(store.picture(p["sha256"]), 128))
+        ax.set_title(f"{p['label']} {p['probability']:.0%}" + (" (unsure)" if p["unsure"] else ""), fontsize=11,
+                     color="C1" if p["unsure"] else "black")
+    for ax in fig.axes: ax.axis("off")
+    return fig
+
+# %% ../nbs/15_pipeline.ipynb #c2b40b94
+def _noted(run): return run.read_json("run.json") if (run / "run.json").exists() else {}
+
+def _recorded(run):
+    "What a run's learner was trained with, as far as it is a setting."
+    record = run.read_json("learner/learner.json") if run.has("learner") else {}
+    return {k: v for k, v in record.items() if k in {f.name for f in fields(Settings)}}
+
+def _asked(run):
+    "The settings of a run; without a run.json, what its learner's record says."
+    return asdict(Settings()) | _noted(run)["settings"] if _noted(run) else _recorded(run)
+
+def _seconds(run): return {k: v["seconds"] for k, v in _noted(run).get("phases", {}).items()}
+
+def _made_with(run):
+    "The versions that a run was made with: as it noted them, else as its bundle has them."
+    if "versions" in _noted(run): return _noted(run)["versions"]
+    return run.read_json("bundle/model.json").get("versions", {}) if run.has("bundle") else {}
+
+def _differing(a, b):
+    "A row for each name whose values differ; None where one has no such name."
+    import pandas as pd
+    rows = [(k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)]
+    return pd.DataFrame(rows, columns=["what", "a", "b"], dtype=object)
+
+# %% ../nbs/15_pipeline.ipynb #ebb3aef8
+def _tracker(run, where, experiment):
+    "Where a run is tracked: the URL, MLflow's client for it, and the experiment's id. Made sure of before a run begins."
+    kind, _, url = where.partition(":")
+    if kind != "mlflow": raise InputError("mlflow, or mlflow:URL, to track with", repr(where), "choose one of them")
+    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")):
+        os.environ.setdefault(name, value) # nothing is told to anybody, and a server that isn't there is noticed soon
+    try: import mlflow
+    except ImportError as e:
+        raise InputError("MLflow, to track runs with", "none installed", 'pip install "dlpipe_nb[track]"') from e
+    _hush("mlflow", "alembic")
+    url = url or os.environ.get("MLFLOW_TRACKING_URI", "")
+    beside = run.path.absolute().parent
+    if not url: beside.mkdir(parents=True, exist_ok=True)
+    url, place = (url, None) if url else (f"sqlite:///{(beside / 'mlflow.db').as_posix()}", (beside / "mlflow").as_uri())
+    try:
+        client = mlflow.MlflowClient(url)
+        there = client.get_experiment_by_name(experiment)
+        return url, client, there.experiment_id if there else client.create_experiment(experiment, place)
+    except mlflow.exceptions.MlflowException as e:
+        raise InputError(f"an MLflow that answers at {url}", str(e).splitlines()[0][:200], "check the address, or start it") from e
+
+# %% ../nbs/15_pipeline.ipynb #7ff37879
+def _hush(*names):
+    "Only warnings from these libraries, no news."
+    import logging
+    for name in names: logging.getLogger(name).setLevel(logging.WARNING)
+
+def _log(run, client, tracked):
+    "Send what a run left: settings, curves, results, tags, figures and the bundle."
+    from mlflow.entities import Metric, Param, RunTag
+    now, settings = int(time.time() * 1000), {k: v for k, v in (_asked(run) | _used(run)).items() if v is not None}
+    params = [Param(k, str(v)) for k, v in settings.items()]
+    metrics = [Metric(k, float(v), now, step) for k, v, step in _measured(run)]
+    tags = {"verdict": run.read_json("test.json")["sentence"], "folder": run.path.as_posix(),
+            "seal": run.read_json("seal.json")["sha256"]} | {f"version {k}": v for k, v in _made_with(run).items()}
+    client.log_batch(tracked, params=params, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+    for i in range(0, len(metrics), 500): client.log_batch(tracked, metrics=metrics[i:i + 500])
+    for name in ("figures", "bundle"): client.log_artifacts(tracked, str(run / name), name)
+    if (run / "settings.toml").exists(): client.log_artifact(tracked, str(run / "settings.toml"))
+
+def _measured(run):
+    "Every number of a run as (name, value, epoch): curves, results, seconds."
+    for row in run.read_json("learner/learner.json").get("history") or []:
+        yield from ((k, v, row["epoch"]) for k, v in row.items() if k != "epoch" and isinstance(v, (int, float)))
+    for name in ("evaluation", "test"):
+        found = run.read_json(f"{name}.json")
+        yield from ((f"{name}_{k}", found[k], 0) for k in ("accuracy", "low", "high") if isinstance(found.get(k), (int, float)))
+    yield from ((f"seconds_{k}", v, 0) for k, v in _seconds(run).items())
+
+# %% ../nbs/15_pipeline.ipynb #7a4323ae
+def _sources(folders, mqtt, seconds):
+    "What is watched, by its name."
+    from dlpipe_nb.inference import mqtt_source, watch_folder
+    sources = {f.as_posix(): watch_folder(f, seconds=seconds) for f in folders}
+    return sources | ({mqtt.split("@")[-1]: mqtt_source(**_broker(mqtt), seconds=seconds)} if mqtt else {})
+
+def _broker(url):
+    "An mqtt:// address as `mqtt_source` takes it."
+    from urllib.parse import unquote, urlsplit
+    found, wanted = urlsplit(url), "mqtt://HOST[:PORT]/TOPIC with a + in the topic, such as mqtt://localhost/pets/+/picture"
+    try: host, port = found.hostname, found.port
+    except ValueError: host, port = None, None
+    topic, tls = unquote(found.path).strip("/"), found.scheme == "mqtts"
+    if found.scheme not in ("mqtt", "mqtts") or not host or topic.count("+") != 1:
+        raise InputError(wanted, url.split("@")[-1], "check the address")
+    secret = {k: unquote(v) for k, v in (("user", found.username), ("password", found.password)) if v}
+    return dict(host=host, port=port or (8883 if tls else 1883), topic=topic, tls=tls, **secret)
+
+def _one_flow(sources):
+    "One source as it is, so that its failure is ours; several merged, where one may fail and the others go on."
+    from dlpipe_nb.inference import merge_sources
+    if len(sources) != 1: return merge_sources(sources)
+    (name, items), = sources.items()
+    return (i if i is None or len(i) > 2 else (*i, name) for i in items)
+
+# %% ../nbs/15_pipeline.ipynb #f9fa1afe
+class _Aloud:
+    "A destination that says what is new in it."
+    def __init__(self, place): self.place = place
+    def known(self, predictions): return self.place.known(predictions)
+    def add(self, predictions, source=""):
+        predictions = list(predictions)
+        before = self.place.known(predictions)
+        done = self.place.add(predictions, source)
+        for p in predictions:
+            if (p.sha256, p.model) not in before: typer.echo(str(p), err=bool(p.error))
+        return done
+
+def _keeping(items, store):
+    "The items of a source, each picture kept in the store on the way."
+    for item in items:
+        data = None if item is None else item[1]
+        if isinstance(data, os.PathLike) and Path(data).is_file(): data = Path(data).read_bytes()
+        if isinstance(data, bytes): store.keep(sha256_of(data), data)
+        yield item
+
+# %% ../nbs/15_pipeline.ipynb #fc085248
+def _answers_given(pairs, file):
+    "Labels from the command's words and from a CSV file, as pairs of a hash and a label."
+    import csv
+    said = [tuple(part.strip() for part in pair.partition("=")[::2]) for pair in pairs]
+    if wrong := [p for p, (sha, name) in zip(pairs, said) if not sha or not name]:
+        raise InputError("--label SHA=LABEL, such as 3af4e2f8=cat", repr(wrong[0]), "write it like that")
+    if file is None: return said
+    with open(file, encoding="utf-8-sig", newline="") as f: rows = list(csv.DictReader(f))
+    if not rows or not {"sha256", "label"} <= rows[0].keys():
+        raise InputError(f"the columns sha256 and label in {file}", ", ".join(rows[0]) if rows else "no rows", "add them")
+    return said + [(r["sha256"], r["label"]) for r in rows]
+
+def _take(store, said, by):
+    "Store labels; those of pictures that the store never saw are counted and passed over."
+    from dlpipe_nb.retraining import give_label
+    known = store.predictions()["sha256"]
+    strange = [sha for sha, _ in said if len(said) > 1 and not known.str.startswith(sha).any()]
+    lines = [give_label(store, sha, label, by) for sha, label in said if sha not in strange]
+    for line in lines if len(lines) <= 20 else [f"{len(lines)} labels by {by} were stored."]: typer.echo(line)
+    if strange: typer.echo(f"{len(strange)} of other pictures were passed over, such as {strange[0][:12]}.")
+    if not lines: raise InputError("labels of pictures in the store", "none", "check the hashes: dlpipe review STORE lists them")
+
+# %% ../nbs/15_pipeline.ipynb #8ba3b37f
+def _queue_lines(queue, store):
+    "A review queue for a terminal: a line a picture. Not what the model says: whoever hears dog first sees a dog."
+    for r in queue.itertuples():
+        yield f"{r.sha256[:12]}  {r.why}{f' (said: {r.said})' if isinstance(r.said, str) and r.said else ''}  {r.image or r.name}"
+    if not len(queue): yield "Nothing waits for a look."
+    else: yield f"Next     dlpipe review {store} --label {queue['sha256'].iloc[0][:12]}=LABEL --by NAME, or --page"
+
+def _from_run(run, name, given):
+    "What was given, or else what the run's own settings say."
+    return given if given is not None else (asdict(Settings()) | _noted(run).get("settings", {}))[name]
 
 # %% ../nbs/15_pipeline.ipynb #b5d7061a
 def _check_1(answer):
