@@ -205,3 +205,56 @@ def test_exercise_5_looks_at_the_run(tmp_path):
     assert "no bundle" in _check_5(run)
     run.write_json("bundle/model.json", {})
     assert _check_5(run) == ""
+
+
+def test_the_metric_that_was_asked_for_is_the_problem_s(tmp_path):
+    from dlpipe_nb.core import Run
+    from dlpipe_nb.problem import Problem
+    run = Run(tmp_path / "run")
+    asked = Settings(metric="recall of dog", target=0.8)
+    assert "dog" in pipeline._problem(run, asked) and "80" in pipeline._problem(run, asked)
+    assert (Problem.load(run).metric, Problem.load(run).target) == ("recall of dog", 0.8)
+    with pytest.raises(InputError, match="leave them out"): pipeline._problem(run, Settings(metric="accuracy"))
+    with pytest.raises(InputError, match="a metric for image classification"): pipeline._problem(Run(tmp_path / "b"), Settings(metric="recall of cow"))
+
+
+# ---- the optional phases: what they are asked for, and what comes of it (what they do is tested in their own chapters)
+
+@pytest.fixture
+def asked_of(monkeypatch):
+    "Stands in for the functions of other chapters; gives what each was called with."
+    import types
+    from dlpipe_nb import evaluation, testing, training, tuning
+    import pandas as pd
+    calls = {}
+    def note(module, name, gives):
+        def fake(run, *args, **named): calls[name] = (args, named); return gives(run) if callable(gives) else gives
+        monkeypatch.setattr(module, name, fake)
+    best = {"settings": {"lr": 0.02, "wd": 0.3}, "trials": 4, "value": 0.91, "metric": "accuracy"}
+    note(tuning, "tune_into", lambda run: run.write_json("tuning.json", best))
+    note(tuning, "tuned", {"lr": 0.02, "wd": 0.3})
+    record = dict(arch="small", size=64, epochs=2, hardware="CPU", start="from scratch")
+    note(training, "train_into", types.SimpleNamespace(record=record))
+    note(evaluation, "label_errors_into", pd.DataFrame({"flagged": [True, False, False]}))
+    note(testing, "stress_into", (None, pd.DataFrame({"passed": [True, True, False]})))
+    return calls
+
+
+def test_what_tuning_found_is_trained_with_unless_said_otherwise(tmp_path, asked_of):
+    from dlpipe_nb.core import Run
+    run, s = Run(tmp_path / "run"), Settings(trials=4, sampler="random", seed=9, bs=32)
+    assert "the best of 4 trials: lr 0.02, wd 0.3; accuracy 0.910" in pipeline._tuning(run, s)
+    assert asked_of["tune_into"][1] == dict(trials=4, sampler="random", seed=9, arch="small")
+    pipeline._training(run, s)
+    got = asked_of["train_into"][1]
+    assert (got["lr"], got["wd"], got["arch"], got["bs"]) == (0.02, 0.3, "small", 32) and asked_of["tuned"][0] == (32,)
+    pipeline._training(run, replace(s, lr=0.5, wd=0.0))
+    assert (asked_of["train_into"][1]["lr"], asked_of["train_into"][1]["wd"]) == (0.5, 0.0), "0 is a value too"
+    pipeline._training(run, Settings(epochs=2, size=48, precision="fp32", device="cpu", patience=3, seed=5, pretrained=False))
+    assert asked_of["train_into"][1] == dict(size=48, bs=64, seed=5, arch="auto", pretrained=False, epochs=2, lr=None, wd=0.05,
+                                             precision="fp32", device="cpu", patience=3)
+
+
+def test_doubtful_labels_and_stress_say_a_line(tmp_path, asked_of):
+    assert "1 of 3 labels are doubtful" in pipeline._labels(tmp_path, Settings(seed=5)) and asked_of["label_errors_into"][1] == {"seed": 5}
+    assert "2 of 3 tests of its behaviour passed" in pipeline._stress(tmp_path, Settings(seed=5)) and asked_of["stress_into"][1] == {"seed": 5}

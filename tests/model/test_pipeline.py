@@ -135,30 +135,21 @@ def test_the_settings_are_written_as_used(small_run):
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory):
-    "The same run twice, with every optional phase; the second from the settings that the first wrote."
+    "The same run twice; the second from the settings that the first wrote."
     home = tmp_path_factory.mktemp("twins")
-    asked = Settings(seed=3, n=100, epochs=1, size=32, pretrained=False, precision="fp32", trials=1, label_errors=True, stress=True, report=False)
+    asked = Settings(seed=3, n=100, epochs=1, size=32, pretrained=False, precision="fp32", report=False)
     run_pipeline(out=home / "a", settings=asked)
     return home / "a", run_pipeline(out=home / "b", settings=home / "a" / "settings.toml").run.path
 
 
 def test_two_runs_with_one_seed_are_the_same_to_the_last_digit(twins):
     a, b = map(Run, twins)
-    for name in ("manifest.csv", "test_predictions.csv", "valid_predictions.csv", "label_errors.csv", "stress.csv", "behaviour.csv"):
-        pd.testing.assert_frame_equal(a.manifest(name) if name == "manifest.csv" else pd.read_csv(a / name),
-                                      b.manifest(name) if name == "manifest.csv" else pd.read_csv(b / name))
+    for name in ("manifest.csv", "test_predictions.csv", "valid_predictions.csv"):
+        pd.testing.assert_frame_equal(pd.read_csv(a / name), pd.read_csv(b / name))
     assert a.read_json("seal.json")["sha256"] == b.read_json("seal.json")["sha256"]
     assert (a / "learner" / "model.safetensors").read_bytes() == (b / "learner" / "model.safetensors").read_bytes()
     both = compare_runs(a, b)
     assert both.same and both.apart == 0 and "the same answers" in repr(both) and len(both.settings) == len(both.pictures) == 0
-
-
-def test_the_optional_phases_were_done_and_used(twins):
-    run = Run(twins[0])
-    assert [n for n in run.read_json("run.json")["phases"]] == [n for n in NAMES if n != "report"]
-    found, record = run.read_json("tuning.json"), run.read_json("learner/learner.json")
-    assert record["wd"] == found["settings"]["wd"] and record["lr"] != 0.001125, "what tuning found is what was trained with"
-    assert "doubtful" in run.read_json("run.json")["phases"]["labels"]["said"] and not (run / "report.html").exists()
 
 
 def test_two_runs_with_other_settings_are_told_apart(twins, small_run):
