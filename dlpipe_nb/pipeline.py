@@ -430,7 +430,7 @@ def _pictures(a, b):
     columns = ["sha256", "change", "label_a", "label_b", "split_a", "split_b", "path"]
     if not (a.has("manifest") and b.has("manifest")): return pd.DataFrame(columns=columns)
     x, y = (r.manifest().drop_duplicates("sha256").set_index("sha256")[["label", "split", "path"]] for r in (a, b))
-    both = x.join(y, how="outer", lsuffix="_a", rsuffix="_b", sort=True)
+    both = x.merge(y, how="outer", left_index=True, right_index=True, suffixes=("_a", "_b"))
     gone, new = both["label_b"].isna(), both["label_a"].isna()
     label, split = both["label_a"] != both["label_b"], both["split_a"] != both["split_b"]
     both["change"] = np.select([new, gone, label, split], ["added", "removed", "relabelled", "moved"], "")
