@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from command import dlpipe, refused
 from conftest import BLUE, RED, picture, write_tiny_bundle
+from mosquitto import broker  # noqa: F401, a fixture
 
 from dlpipe_nb import monitoring, pipeline
 from dlpipe_nb.core import InputError, Run, sha256_of
@@ -155,6 +156,20 @@ def test_watch_two_folders_and_keep(tmp_path, tiny_bundle, said, no):
     assert "a folder to watch" in no("watch", tiny_bundle, tmp_path / "none", "--to", store)
     assert "at least one source" in no("watch", tiny_bundle, "--to", store)
     assert "a broker at" in no("watch", tiny_bundle, "--mqtt", "mqtt://127.0.0.1:9/pets/+/picture", "--to", store)
+
+
+def test_watch_a_broker(tmp_path, tiny_bundle, said, broker):  # noqa: F811
+    import paho.mqtt.client as mqtt
+    store, args = tmp_path / "seen.db", ("--mqtt", f"mqtt://127.0.0.1:{broker.port}/pets/+/picture")
+    assert "0 new" in said("watch", tiny_bundle, *args, "--to", store, "--seconds", 2)[1], "the broker knows us now"
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    for device, colour in (("door", RED), ("yard", BLUE)): client.publish(f"pets/{device}/picture", picture(colour), qos=1).wait_for_publish(10)
+    client.disconnect(), client.loop_stop()
+    assert "2 new" in said("watch", tiny_bundle, *args, "--to", store, "--keep", "--seconds", 3)[1]
+    rows, kept = Store(store).predictions(), Store(store, tmp_path / "seen" / "images")
+    assert dict(zip(rows["source"], rows["label"])) == {"door": "cat", "yard": "dog"} and all(kept.picture(s) for s in rows["sha256"])
 
 
 def test_a_broker_is_written_as_an_address():
