@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BLUE, RED, ROOT, picture, sideways, write_tiny_bundle
+from command import dlpipe, refused
+from conftest import BLUE, RED, picture, sideways, write_tiny_bundle
 from PIL import Image
 
 from dlpipe_nb.collection import collect
@@ -23,23 +24,6 @@ from dlpipe_nb.pipeline import run_pipeline
 from dlpipe_nb.preprocessing import clean, split
 
 AWKWARD = ("a name with spaces.png", "it's \"quoted\".png", "кошка.png", "猫.png", "#50% & more;.png", "-dash.png")
-
-
-def dlpipe(*args, cwd=None):
-    "Run the real command in a process of its own."
-    command = [sys.executable, "-c", "from dlpipe_nb.pipeline import main; main()", *map(str, args)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=env, timeout=300)
-
-
-def refused(done):
-    "The one readable line of a command that refused; fails if there is a traceback, or more, or a status of 0."
-    said = done.stdout + done.stderr
-    assert done.returncode not in (0, 139, -11), said
-    assert "Traceback" not in said, said
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("dlpipe: Expected ") and " Next: " in lines[0], said
-    return lines[0]
 
 
 def fill(folder: Path, n=12, classes=("cat", "dog"), size=(40, 32)):

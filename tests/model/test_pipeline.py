@@ -16,17 +16,18 @@ from PIL import Image
 
 from dlpipe_nb.core import InputError, Run, content_hash
 from dlpipe_nb.inference import Predictor, Store
-from dlpipe_nb.pipeline import PHASES, run_pipeline
+from dlpipe_nb.pipeline import PHASES, Settings, compare_runs, read_settings, road, run_pipeline
 
-NAMES = [name for name, _, _ in PHASES]
+NAMES = [name for name, _, _ in PHASES]         # all of them
+ROAD = [name for name, _, _ in road(Settings())] # those that are done unless asked otherwise
 COMMAND = [sys.executable, "-c", "from dlpipe_nb.pipeline import main; main()", "run"]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def test_every_phase_says_a_line_and_leaves_its_result(small_run):
-    assert [line.split()[0] for line in small_run.lines] == NAMES
+    assert [line.split()[0] for line in small_run.lines] == ROAD
     assert all(" s  " in line for line in small_run.lines)
-    assert all((small_run / proof).exists() for _, _, proof in PHASES)
+    assert all((small_run / proof).exists() for _, _, proof in road(Settings()))
     figures = {p.stem for p in (small_run / "figures").glob("*.png")}
     assert figures >= {"contact_sheet", "training", "confusion", "worst", "predictions", "test_confusion"}
     assert not list(small_run.path.glob(".writing-*")), "temporary files were left"
@@ -56,7 +57,7 @@ def test_the_record_says_how_it_was_trained(small_run):
 def test_a_finished_run_is_not_done_again(small_run):
     lines = []
     run_pipeline("drawn", small_run.path, lines.append, n=240, epochs=2, size=64, pretrained=False)
-    assert len(lines) == len(NAMES) and all("done before" in line for line in lines)
+    assert len(lines) == len(ROAD) and all("done before" in line for line in lines)
 
 
 def test_other_settings_are_refused_and_change_nothing(small_run):
@@ -84,13 +85,13 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
     data, out = own_pictures(tmp_path / "own pictures"), tmp_path / "runs" / "mine"
     args = [*COMMAND, "--data", data, "--out", out, "--epochs", "1", "--size", "32", "--pretrained", "no", "--arch", "small"]
     done, kills, told = [], 0, []
-    for attempt in range(len(NAMES) + 3):
+    for attempt in range(len(ROAD) + 3):
         p = subprocess.Popen([str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=ENV)
         told = []
         for line in p.stdout:
             told.append(line)
-            fresh = [x.split()[0] for x in told if x.split() and x.split()[0] in NAMES and "done before" not in x]
-            if len(fresh) >= 2 and fresh[-1] != NAMES[-1]:
+            fresh = [x.split()[0] for x in told if x.split() and x.split()[0] in ROAD and "done before" not in x]
+            if len(fresh) >= 2 and fresh[-1] != ROAD[-1]:
                 time.sleep(0.3 * attempt % 1)
                 p.send_signal(signal.SIGKILL)
                 kills += 1
@@ -100,7 +101,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path):
         assert p.returncode == -signal.SIGKILL, told
         before = [x.split()[0] for x in told if "done before" in x]
         # A phase may end between the last line that was read and the kill, so more may be done than was told; never much less.
-        assert before == NAMES[: len(before)] and len(before) >= len(done) - 1, (before, done)
+        assert before == ROAD[: len(before)] and len(before) >= len(done) - 1, (before, done)
         done = before + fresh
     assert p.returncode == 0 and kills >= 3, told
     run = Run(out)
@@ -123,3 +124,37 @@ def test_any_chapter_can_be_started_from(tmp_path):
     run.ensure("problem").make("manifest", n=80)
     run.ensure("clean").make("learner", epochs=1, size=32, pretrained=False)
     assert run.ensure("bundle") is run and Predictor(run / "bundle").labels == ("cat", "dog")
+
+
+def test_the_settings_are_written_as_used(small_run):
+    assert read_settings(small_run / "settings.toml") == Settings(n=240, epochs=2, size=64, pretrained=False)
+    text = (small_run / "settings.toml").read_text("utf-8")
+    assert '"small" was used' in text and f"{small_run.read_json('learner/learner.json')['lr']:.4g} was used" in text
+    assert {"python", "torch", "fastai"} <= set(small_run.read_json("run.json")["versions"])
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    "The same run twice; the second from the settings that the first wrote."
+    home = tmp_path_factory.mktemp("twins")
+    asked = Settings(seed=3, n=100, epochs=1, size=32, pretrained=False, precision="fp32", report=False)
+    run_pipeline(out=home / "a", settings=asked)
+    return home / "a", run_pipeline(out=home / "b", settings=home / "a" / "settings.toml").run.path
+
+
+def test_two_runs_with_one_seed_are_the_same_to_the_last_digit(twins):
+    a, b = map(Run, twins)
+    for name in ("manifest.csv", "test_predictions.csv", "valid_predictions.csv"):
+        pd.testing.assert_frame_equal(pd.read_csv(a / name), pd.read_csv(b / name))
+    assert a.read_json("seal.json")["sha256"] == b.read_json("seal.json")["sha256"]
+    assert (a / "learner" / "model.safetensors").read_bytes() == (b / "learner" / "model.safetensors").read_bytes()
+    both = compare_runs(a, b)
+    assert both.same and both.apart == 0 and "the same answers" in repr(both) and len(both.settings) == len(both.pictures) == 0
+
+
+def test_two_runs_with_other_settings_are_told_apart(twins, small_run):
+    said = compare_runs(twins[0], small_run.path)
+    assert not said.same and not said.same_seal and said.answers is None and "different sealed pictures" in repr(said)
+    asked = said.settings.set_index("what")
+    assert asked.loc["epochs"].tolist() == [1, 2] and asked.loc["n"].tolist() == [100, 240] and "data" not in asked.index
+    assert set(said.pictures["change"]) == {"added", "removed"} and (said.pictures["change"] == "removed").sum() == 100
