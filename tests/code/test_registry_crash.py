@@ -32,6 +32,10 @@ from dlpipe_nb.core import Run
 from dlpipe_nb.inference import Predictor, Store
 from dlpipe_nb.retraining import Registry, retrain
 
+import dlpipe_nb.retraining as module
+judge = module.gate
+module.gate = lambda *them, **more: judge(*them, **more, at_least=10)  # the run is tiny, and what is killed should also promote
+
 def swing(path, seed):
     r, dice = Registry(path), random.Random(seed)
     while True:
