@@ -258,3 +258,13 @@ def test_what_tuning_found_is_trained_with_unless_said_otherwise(tmp_path, asked
 def test_doubtful_labels_and_stress_say_a_line(tmp_path, asked_of):
     assert "1 of 3 labels are doubtful" in pipeline._labels(tmp_path, Settings(seed=5)) and asked_of["label_errors_into"][1] == {"seed": 5}
     assert "2 of 3 tests of its behaviour passed" in pipeline._stress(tmp_path, Settings(seed=5)) and asked_of["stress_into"][1] == {"seed": 5}
+
+
+def test_python_3_10_reads_with_the_package(tmp_path, monkeypatch):
+    import sys
+    import types
+    asked = []
+    def loads(text): asked.append(text); return {"seed": 4}
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", types.SimpleNamespace(loads=loads))
+    assert read_settings(written(tmp_path, "seed = 4")) == Settings(seed=4) and asked == ["seed = 4"]
