@@ -15,7 +15,9 @@ mlflow = pytest.importorskip("mlflow", reason="MLflow isn't installed: pip insta
 
 
 @pytest.fixture(autouse=True)
-def no_server(monkeypatch): monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def no_server(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path) # MLflow keeps the files of a database of one's own in ./mlruns
 
 
 @pytest.fixture
