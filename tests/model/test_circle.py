@@ -31,10 +31,10 @@ def accuracy(bundle, pictures):
 def test_night_falls_and_the_circle_turns(seed, tmp_path, capsys):
     run = Run(tmp_path / "runs" / "first")
     collect_into(run.ensure("problem"), n=700, seed=seed, data_dir=tmp_path)
-    run.ensure("clean").make("learner", size=64, epochs=10, seed=seed, pretrained=False)
+    run.ensure("clean").make("learner", size=64, epochs=16, seed=seed, pretrained=False)
     run.ensure("bundle")
     night = lambda name, n: draw_pets(tmp_path / name, n=n, seed=1000 * seed + n, knobs={"night": 1.0})
-    arrived, fresh, trusted = night("arrived", 180), night("fresh", 240), night("trusted", 80)
+    arrived, fresh, trusted = night("arrived", 180), night("fresh", 240), night("trusted", 120)
     registry = Registry(tmp_path / "registry")
     registry.promote(registry.add(run / "bundle", {"note": "the first"}, learner=run / "learner"))
     before = accuracy(registry.bundle(), fresh)
@@ -57,7 +57,7 @@ def test_night_falls_and_the_circle_turns(seed, tmp_path, capsys):
     wrong = accuracy(refused.run / "bundle", fresh)
     with capsys.disabled():
         g = turn.round.gate
-        print(f"\n  seed {seed}: at night {before:.3f} → {after:.3f}; sealed test {g.champion:.3f} → {g.challenger:.3f}; from wrong labels {wrong:.3f}, refused")
+        print(f"\n  seed {seed}: at night {before:.3f} → {after:.3f}; sealed test {g.champion:.3f} → {g.challenger:.3f}; from wrong labels {wrong:.3f}, {'promoted' if refused.version else 'refused'}")
     assert after >= before + 0.02, f"sixty labels won nothing back: {before:.3f} → {after:.3f}"
     assert refused.version is None and registry.champion == "v0002", refused.gate.sentence
     assert registry.roll_back() == "v0001" and accuracy(registry.bundle(), fresh) == before
