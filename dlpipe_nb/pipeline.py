@@ -106,13 +106,6 @@ def _stress(run, s):
     return f"{int(tests['passed'].sum())} of {len(tests)} tests of its behaviour passed, see behaviour.csv; damaged pictures: stress.csv"
 
 # %% ../nbs/15_pipeline.ipynb #43c758a4
-def _evaluation(run, s):
-    from dlpipe_nb.evaluation import evaluate_into
-    evaluate_into(run)
-    e = run.read_json("evaluation.json")
-    sure = "no threshold reaches the target" if e["threshold"] is None else f"unsure below {e['threshold']:.2f}"
-    return f"{e['accuracy']:.1%} right on validation, temperature {e['temperature']:.2f}, {sure}"
-
 def _testing(run, s):
     from dlpipe_nb.features import hand_scores
     from dlpipe_nb.testing import test_into
@@ -642,8 +635,9 @@ def serve(
 # %% ../nbs/15_pipeline.ipynb #3c060064
 @app.command("app")
 def show_app(
-    bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json")],
+    bundle: Annotated[Path, typer.Argument(help="the folder with model.onnx and model.json, or a registry: then its champion")],
     store: Annotated[Optional[str], typer.Option(help="a database file or URL for answers and corrections")] = None,
+    images: Annotated[Optional[Path], typer.Option(help="a folder to keep the pictures themselves in; needs --store")] = None,
     host: Annotated[str, typer.Option(help="the address to listen on; another than loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="the port to listen on")] = 8866,
     token: Annotated[Optional[str], typer.Option(envvar="DLPIPE_TOKEN", help="what visitors must bring, as ?token=…")] = None,
@@ -651,7 +645,8 @@ def show_app(
 ):
     "Show the upload app on a page of its own: see chapter 11."
     from dlpipe_nb.app import serve as show
-    show(bundle, store=store, host=host, port=port, token=token, browser=browser, say=typer.echo)
+    if images and not store: raise InputError("a store, to keep pictures with --images", "none", "give --store too")
+    show(bundle, store=store, images=images, host=host, port=port, token=token, browser=browser, say=typer.echo)
 
 # %% ../nbs/15_pipeline.ipynb #a680c620
 @app.command()
@@ -1093,9 +1088,9 @@ def _clip(i, seed, seconds=1.5):
     x = x / x.std() + _around(kind, n, dice) * 10 ** (-over / 20)
     x *= dice.uniform(.15, .95) / np.abs(x).max()
     facts = dict(label=label, group=f"recording {i // 2:04}", around=kind, above_noise_db=round(over, 1), calls=calls)
-    return x, facts | _measured(x)
+    return x, facts | _simple_ears(x)
 
-def _measured(x):
+def _simple_ears(x):
     "What a simple device measures: the loudness, and the strongest pitch above 150 Hz."
     strength = np.abs(np.fft.rfft(x))[int(150 * len(x) / RATE):]
     return dict(loudness=round(float(x.std()), 4), pitch=round(150 + strength.argmax() * RATE / len(x)))

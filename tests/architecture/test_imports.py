@@ -125,6 +125,13 @@ def test_a_module_has_no_star_import(path):
 
 
 @each_module
+def test_a_name_is_defined_once(path):
+    names = [n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    patches = {"_", "__repr__", "_repr_mimebundle_"} # methods that are added to a class by name
+    assert not {n for n in names if names.count(n) > 1} - patches
+
+
+@each_module
 def test_a_module_names_what_it_imports(path):
     if path.stem in MAY_IMPORT_BY_NAME: return
     assert calls(path.read_text("utf-8"), "import_module", "__import__", "exec", "run_path", "run_module") == []
