@@ -70,16 +70,10 @@ setup: $(VENV) $(NBDEV) ## make .venv and .nbdev, or bring them up to date, and 
 
 # ---- working on it
 
-test: setup ## set up, then everything: check, then the notebooks beside pytest; the status says whether all passed
+test: setup ## set up, then everything: check, notebooks, pytest; stops at the first that fails
 	@$(MAKE) --no-print-directory check ARGS= || { echo "make test stopped at: check" >&2; exit 1; }
-	@log=$$(mktemp) && { $(MAKE) --no-print-directory notebooks ARGS= > "$$log" 2>&1 & nbs=$$!; }; \
-	trap 'kill $$nbs 2> /dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
-	echo "== the notebooks run beside the tests; what they say follows them"; \
-	$(MAKE) --no-print-directory pytest; tests=$$?; \
-	wait $$nbs; nbs_said=$$?; cat "$$log"; \
-	[ $$tests = 0 ] || echo "make test: pytest failed, see above" >&2; \
-	[ $$nbs_said = 0 ] || echo "make test: a notebook failed, see above" >&2; \
-	[ $$tests = 0 ] && [ $$nbs_said = 0 ]
+	@$(MAKE) --no-print-directory notebooks ARGS= || { echo "make test stopped at: notebooks" >&2; exit 1; }
+	@$(MAKE) --no-print-directory pytest
 
 check: $(NBDEV) ## are the notebooks clean, and is the package what they export? (changes nothing)
 	@echo "== check: notebooks clean, package exported"
