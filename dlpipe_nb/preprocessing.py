@@ -743,7 +743,7 @@ def _with_stored(dls, x, labels):
 def make_dls(
     df: pd.DataFrame,                     # a manifest with splits
     size: int = 96,                       # the side of the pictures, in pixels
-    bs: int = 64,                         # pictures in a batch, at most; fewer where an epoch would be under 16 batches
+    bs: int = 64,                         # pictures in a batch, at most, and even; fewer where an epoch would be under 16 batches
     labels: tuple[str, ...] | None = None, # the classes in their order; by default those in `df`, sorted
     augment: bool = True,                 # change training pictures at random
     device=None                           # where batches go; fastai's choice by default
@@ -759,13 +759,17 @@ def make_dls(
                                              batch_tfms=IntToFloatTensor), CategoryBlock(vocab=list(labels), sort=False)),
                       dl_type=_WholeBatches, get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter("is_valid"),
                       batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
-    bs = max(4, min(bs, int((df["split"] == "train").sum()) // 16))
+    bs = _even(bs, int((df["split"] == "train").sum()))
     return _with_stored(block.dataloaders(df, bs=bs, num_workers=0, device=device), x, labels)
 
 # %% ../nbs/03_preprocessing.ipynb #5b2ffc78
 def _stored(store, path):
     "The square of a picture, from memory."
     return PILImage.create(store[path])
+
+def _even(bs, n):
+    "The size of a batch of `n` pictures: `bs` or a sixteenth of them, made even, 4 at least."
+    return max(4, min(bs, n // 16) // 2 * 2)
 
 def _vocab(df, labels):
     "The classes in order, each present in both splits."

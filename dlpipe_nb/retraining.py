@@ -717,7 +717,8 @@ def retrain(
     say: Callable[[str], object] = lambda line: None # gets a line when the round begins, such as print; silent by default
 ) -> Round:
     "Train a challenger with the newly labelled pictures, compare it with the champion, promote it if the gate lets it."
-    bundle, learner, champion = registry.bundle(), _starting_point(run, registry, start), registry.champion
+    learner = _starting_point(run, registry, start)
+    bundle, champion = registry.bundle(), registry.champion
     with _only_one(registry):
         new, left_out = _to_learn(run, store, recent, at_least)
         epochs, lr = (epochs or 3, lr or 1e-3) if learner else (epochs, lr)

@@ -381,3 +381,10 @@ def test_the_check_of_one_cycle_tells_wrong_answers_apart():
         said = check("05.4", lambda t, lr_max, how=how: one_cycle(t, lr_max, **how))
         assert not said.passed and word in said.message
     assert check("05.4", one_cycle).passed
+
+
+@pytest.mark.parametrize("n", [80 * 16 // 10, 633])
+def test_no_number_of_pictures_gives_an_odd_batch(n):
+    "torch 2.15 on a CPU: convolutions of 12 channels, channels last, two threads and an odd batch write past their memory."
+    from dlpipe_nb.preprocessing import _even
+    assert _even(64, n) % 2 == 0 and 4 <= _even(64, n) <= 64 and _even(7, n) == 6
