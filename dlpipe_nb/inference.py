@@ -1038,7 +1038,7 @@ def classify(
     rules, counts, labels = _rules(actions, store), dict(new=0, known=0, unsure=0, errors=0), dict.fromkeys(predictor.labels, 0)
     deliver = _Delivery(store, rules, retry)
     deliver(again=True)
-    for batch, said in predictor._flow(progress(items, "classifying"), bs):
+    for batch, said in predictor._flow(_counted(items), bs):
         before = store.known(said) if said else set()
         if said: store.add(said, source, rules) if rules else store.add(said, source)
         for _, src, *_ in batch: getattr(src, "stored", _nothing)()
@@ -1049,6 +1049,14 @@ def classify(
     return Report(**counts, labels=labels, acted=deliver.done, failed=deliver.failed)
 
 def _nothing(): pass
+
+def _counted(items):
+    "The items; a progress bar counts the pictures among them, and not the moments when there is nothing."
+    bar = progress(None, "classifying", len(items) if hasattr(items, "__len__") else None)
+    with bar:
+        for item in items:
+            if item is not None: bar.update()
+            yield item
 
 # %% ../nbs/10_inference.ipynb #efe8174c
 def _rules(actions, store):

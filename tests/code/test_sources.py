@@ -240,3 +240,11 @@ def test_a_lost_broker_is_one_sources_failure(predictor, store, closed_broker): 
     sources = {"post": mqtt_source("127.0.0.1", closed_broker.port, seconds=5), "folder": [("a", picture(RED))]}
     report = classify(merge_sources(sources), predictor, store)
     assert (report.new, report.errors) == (2, 1) and "post" in set(store.predictions()["source"])
+
+
+def test_idle_moments_are_not_counted_as_pictures(monkeypatch):
+    from dlpipe_nb import inference
+    bars, real = [], inference.progress
+    monkeypatch.setattr(inference, "progress", lambda *a: bars.append(real(*a)) or bars[-1])
+    assert list(inference._counted(iter([1, None, None, 2]))) == [1, None, None, 2] and bars[0].n == 2 and bars[0].total is None
+    assert list(inference._counted([1, 2, 3])) == [1, 2, 3] and bars[1].n == bars[1].total == 3
