@@ -125,7 +125,7 @@ def main():
     p.add_argument("--size", type=int, default=96)
     p.add_argument("--epochs", type=int, default=14)
     p.add_argument("--bs", type=int, default=64)
-    p.add_argument("--lr", type=float, default=8e-3)
+    p.add_argument("--lr", type=float, default=4e-3)
     p.add_argument("--precision", default="auto")
     p.add_argument("--whole", action="store_true", help="also time a whole run")
     a = p.parse_intermixed_args()

@@ -1048,6 +1048,7 @@ def classify(
         deliver()
     return Report(**counts, labels=labels, acted=deliver.done, failed=deliver.failed)
 
+# %% ../nbs/10_inference.ipynb #4c0b77e1
 def _nothing(): pass
 
 def _counted(items):

@@ -207,16 +207,20 @@ def _effects(ax, table, limit):
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/13_monitoring.ipynb #2419a37a
+_SETTLES = "settled by " # stands before the name of who settles a dispute (chapter 14)
+
 def settle(
     predictions: pd.DataFrame, # a store's predictions: `id` and `sha256` are used
     feedback: pd.DataFrame     # the store's feedback: `id, prediction_id, label, given_by`
 ) -> pd.DataFrame:
-    "A row a picture with feedback: `sha256, label, said, people, conflict`; `label` is missing where people disagree."
+    "A row a picture with feedback: `sha256, label, said, people, conflict`; `label` is missing where people disagree and nobody settled it."
     shas = predictions.set_index("id")["sha256"]
     rows = feedback.assign(sha256=feedback["prediction_id"].map(shas)).dropna(subset="sha256").astype({"sha256": str})
     person = rows["given_by"].fillna("").astype(str)
     rows["person"] = person.where(person != "", "nobody " + rows["id"].astype(str))
     last = rows.sort_values("id").drop_duplicates(["sha256", "person"], keep="last")
+    word = last[last["person"].str.startswith(_SETTLES)].drop_duplicates("sha256", keep="last")
+    last = pd.concat([last[~last["sha256"].isin(word["sha256"])], word])
     by = last.groupby("sha256")["label"]
     df = pd.DataFrame({"said": by.agg(lambda s: ", ".join(sorted(set(s)))), "people": by.size(), "conflict": by.nunique() > 1})
     df.insert(0, "label", df["said"].astype(object).where(~df["conflict"], None))
@@ -380,7 +384,9 @@ def alarms(
     "The alarms, newest first: `id, model, began_at, ended_at` (none: it goes on), `said, actions`."
     import sqlalchemy as sa
     store = _opened(store)
-    kept, done = _alarm_tables(store)
+    tables = _alarm_tables(store, make=False)
+    if tables is None: return pd.DataFrame(columns=["id", "model", "began_at", "ended_at", "said", "actions"])
+    kept, done = tables
     df = store._frame(sa.select(kept).order_by(kept.c.id.desc()).limit(last), [c.name for c in kept.columns])
     told = store._frame(sa.select(done).where(done.c.alarm_id.in_(df["id"].tolist())), [c.name for c in done.columns])
     said = {i: ", ".join(f"{r.action}: {r.state}" + (f" ({r.error})" if r.error else "") for r in part.itertuples())
@@ -579,8 +585,8 @@ def _week_of(seen_at):
     return (when - pd.to_timedelta(when.dt.day_of_week, unit="D")).dt.normalize()
 
 # %% ../nbs/13_monitoring.ipynb #d081e793
-def _alarm_tables(store):
-    "The two tables of alarms, made where they aren't yet."
+def _alarm_tables(store, make=True):
+    "The two tables of alarms, made where they aren't yet; or else None, for who only reads."
     import sqlalchemy as sa
     meta, when = sa.MetaData(), sa.DateTime(timezone=True)
     kept = sa.Table("alarms", meta, sa.Column("id", sa.Integer, primary_key=True), sa.Column("model", sa.String(64), index=True),
@@ -589,9 +595,11 @@ def _alarm_tables(store):
                     sa.Column("alarm_id", sa.ForeignKey("alarms.id"), nullable=False), sa.Column("action", sa.String(200), nullable=False),
                     sa.Column("state", sa.String(20)), sa.Column("attempts", sa.Integer), sa.Column("error", sa.Text),
                     sa.Column("changed_at", when), sa.UniqueConstraint("alarm_id", "action"))
-    try: meta.create_all(store.engine)
+    try:
+        if make: meta.create_all(store.engine)
+        elif not sa.inspect(store.engine).has_table("alarms"): return None
     except sa.exc.SQLAlchemyError as e:
-        raise InputError("a store that alarms can be written to", _first_line(e), "free it, or check who may write") from e
+        raise InputError("a store that holds alarms", _first_line(e), "free it, or check who may write") from e
     return kept, done
 
 def _going_on(store, model):

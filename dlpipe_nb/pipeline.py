@@ -840,7 +840,8 @@ def main(
     args: list[str] | None = None # the command's words; those of the process by default
 ) -> None:
     "The `dlpipe` command; exits with its status."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # read when torch is loaded: waiting threads sleep, see below
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # both are read when torch is loaded: threads that wait for each
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")     # other soon go to sleep, since other programs want the cores, too
     warnings.filterwarnings("ignore", module=r"(torch|fastai|pandas)\b") # what libraries say to each other's authors
     try: app(args=args, prog_name="dlpipe")
     except InputError as e:

@@ -30,7 +30,7 @@ from .core import (InputError, Run, atomic_write, content_hash, open_picture, re
 from .evaluation import evaluate_into
 from .export import export_into
 from .inference import Predictor, Store
-from .monitoring import Report, monitor, settle
+from .monitoring import _SETTLES, Report, monitor, settle
 from .preprocessing import make_dls
 from .testing import _check_list, _locked, _seal_of, compare, test_into, twins
 from .training import load_learner, predict_frame, save_learner, train
@@ -134,15 +134,11 @@ def _why(conflict, contradicted, unsure, probability, odd, words):
     return "; ".join(parts) or f"among the least sure, {probability:.2f}"
 
 # %% ../nbs/14_retraining.ipynb #5b417984
-_SETTLES = "settled by " # stands before the name of who settles a dispute
-
 def settled(
     store: Store # with feedback
 ) -> pd.DataFrame:
     "A row a picture with feedback: `sha256, label, said, people, conflict`; the word of who settled a dispute counts alone."
     said = _sayings(store)
-    last = said[said["given_by"].fillna("").str.startswith(_SETTLES)].drop_duplicates("sha256", keep="last")
-    said = pd.concat([said[~said["sha256"].isin(last["sha256"])], last]).sort_values("id")
     shown = said[["prediction_id", "sha256"]].drop_duplicates().rename(columns={"prediction_id": "id"})
     return settle(shown, said.drop(columns=["sha256", "name"]))
 

@@ -415,7 +415,7 @@ def train(
     arch: str = "auto",          # "auto": resnet18 with pretrained weights if they can be had, else "small"
     pretrained: bool | str = "auto", # True, False, or "auto"
     epochs: int | None = None,   # times through the pictures; by default 4 if pretrained, else 14
-    lr: float | None = None,     # the highest; by default 2e-3 if pretrained, else 8e-3, for batches of 64
+    lr: float | None = None,     # the highest; by default 2e-3 if pretrained, else 4e-3, for batches of 64
     wd: float = 0.05,            # weight decay, which keeps parameters small
     seed: int = 1,               # for everything random
     precision: str = "auto",     # see `choose_hardware`
@@ -430,7 +430,7 @@ def train(
     set_seed(seed)
     check_labels(dls)
     begin, bs, size = _start_from(start, arch, pretrained, dls.vocab), dls.train.bs, int(dls.one_batch()[0].shape[-1])
-    epochs, lr = epochs or (4 if begin.head_is_new else 14), lr or (2e-3 if begin.head_is_new else 8e-3) * bs / 64
+    epochs, lr = epochs or (4 if begin.head_is_new else 14), lr or (2e-3 if begin.head_is_new else 4e-3) * bs / 64
     plan = dict(arch=begin.arch, pretrained=begin.pretrained, size=size, epochs=epochs, lr=lr, wd=wd, seed=seed)
     asked = plan | dict(bs=bs, precision=precision, start=_fingerprint(start)) | _data_of(dls)
     saved = last_checkpoint(checkpoint, asked) if checkpoint else None

@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # as the Makefile has it, for the kernels
+for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}.items(): os.environ.setdefault(name, value) # as the Makefile has it, for the kernels
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from scipy.stats import false_discovery_control, ks_2samp
 
 from conftest import BLUE, RED, picture
 from dlpipe_nb.core import InputError, check
 from dlpipe_nb.inference import Predictor, Store, classify, pack
-from dlpipe_nb.monitoring import (MEASURES, accuracy_by_week, answers, distances, drift, embeddings, live_accuracy, monitor, plot_drift,
-                                  reference_embeddings, settle, two_samples)
+from dlpipe_nb.monitoring import (MEASURES, accuracy_by_week, alarms, answers, distances, drift, embeddings, live_accuracy, monitor, plot_drift,
+                                  reference_embeddings, settle, two_samples, write_dashboard)
 
 
 def batch(n, seed, dark=0.0, unsure=0.05, dogs=0.5):
@@ -64,8 +65,8 @@ def test_many_more_unsure_answers_are_drift():
 
 
 def test_quiet_weeks_seldom_cry():
-    alarms = sum(drift(reference_of(batch(300, seed)), batch(120, seed + 500))["drifted"].any() for seed in range(100, 300))
-    assert alarms <= 10   # of 200: alpha is 0.05
+    cries = sum(drift(reference_of(batch(300, seed)), batch(120, seed + 500))["drifted"].any() for seed in range(100, 300))
+    assert cries <= 10   # of 200: alpha is 0.05
 
 
 def test_a_crowd_with_a_tiny_change_is_significant_and_not_drift():
@@ -205,6 +206,14 @@ def test_feedback_follows_the_picture_not_the_prediction():
     assert got["sha256"].tolist() == ["a"] and got["conflict"].all()
 
 
+def test_the_word_of_who_settles_a_dispute_counts_alone_in_the_accuracy_too():
+    told = said((1, 1, "dog", "anna"), (2, 1, "cat", "ben"), (3, 1, "cat", "settled by carla"), (4, 1, "dog", "anna"))
+    row, = settle(PREDICTIONS, told).to_dict("records")
+    assert (row["label"], row["said"], row["people"], row["conflict"]) == ("cat", "cat", 1, False)
+    live = live_accuracy(PREDICTIONS, told)
+    assert (live.right, live.total, live.conflicting) == (1, 2, 0)   # two predictions for the picture: cat and dog
+
+
 def test_settling_nothing_gives_an_empty_table_and_no_accuracy(tmp_path):
     store = Store(tmp_path / "s.db")
     assert settle(store.predictions(), store.feedback()).empty
@@ -323,6 +332,14 @@ def test_a_reference_without_statistics_is_refused_in_words(tiny_bundle, tmp_pat
     store = Store(tmp_path / "s.db")
     classify(red_or_blue(40, 1), Predictor(tiny_bundle), store, bs=100)
     with pytest.raises(InputError, match="a reference with statistics.*export the bundle again"): monitor(store, tiny_bundle)
+
+
+def test_who_only_looks_writes_nothing(bundle, tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    before = sa.inspect(store.engine).get_table_names()
+    assert alarms(store).empty and list(alarms(store)) == ["id", "model", "began_at", "ended_at", "said", "actions"]
+    write_dashboard(store, bundle, tmp_path / "page.html")
+    assert sa.inspect(store.engine).get_table_names() == before
 
 
 def test_a_locked_store_is_said(bundle, tmp_path, monkeypatch):
