@@ -25,8 +25,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # as the Makefile has it, before torch is loaded
-
 import numpy as np
 from PIL import Image
 
