@@ -374,11 +374,11 @@ def check_labels(
 
 # %% ../nbs/05_training.ipynb #2fbde4c3
 class Checkpoint(Callback):
-    "After each epoch, write to `folder`/epoch-0001, … all that is needed to go on; the last two and the best one stay."
+    "After each epoch, write to `folder`/epoch-0001, … all that is needed to go on; the last two stay, and the best for each of them."
     order = 65
     def __init__(self, folder: str | Path, settings: dict, saved: dict | None = None):
         super().__init__()
-        self.folder, self.settings, self.saved = Path(folder), settings, saved
+        self.folder, self.settings, self.saved, self.best = Path(folder), settings, saved, saved and saved["best"]
         for left in self.folder.glob(".writing-*"): shutil.rmtree(left, ignore_errors=True) # by a killed process
     def before_epoch(self):
         if self.saved and self.epoch == self.saved["done"]: _restore_chance(self.learn, self.saved)
@@ -389,7 +389,7 @@ class Checkpoint(Callback):
         state = {"done": done, "rows": kept.rows, "best": kept.best["epoch"], "settings": self.settings}
         state |= _progress_of(self.learn)
         with atomic_write(self.folder / f"epoch-{done:04}") as tmp: _write_state(tmp, self.learn, state)
-        stay = {done, done - 1, kept.best["epoch"]}
+        stay, self.best = {done, done - 1, kept.best["epoch"], self.best}, kept.best["epoch"]
         for old in _checkpoints(self.folder):
             if int(old.name[6:]) not in stay: shutil.rmtree(old)
 

@@ -25,7 +25,7 @@ from dlpipe_nb.collection import draw_pets
 from dlpipe_nb.core import InputError, Run, read_json
 from dlpipe_nb.preprocessing import make_dls, split
 from dlpipe_nb.problem import define_into
-from dlpipe_nb.training import last_checkpoint, train, train_into
+from dlpipe_nb.training import KeepBest, last_checkpoint, train, train_into
 
 SETTINGS = dict(arch="small4", pretrained=False, epochs=4, precision="fp32", device="cpu")
 #: A process that imports everything once and then, for each folder it is told, trains in a child of its own (which can be killed).
@@ -233,6 +233,21 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_takes_over(tmp_path, man
     shutil.rmtree(newest)
     again = train(loaders(manifest), checkpoint=folder, **SETTINGS)
     assert again.record["continued"] == [2] and same(again.model, straight.model)
+
+
+def test_the_best_of_the_older_checkpoint_stays_too(tmp_path, manifest, monkeypatch):
+    "Epoch 1 was the best until epoch 3 came: who must go back to epoch 2 needs it."
+    monkeypatch.setattr(KeepBest, "_better", lambda self, row: row["epoch"] in (1, 3))
+    folder, n = tmp_path / "c", len(loaders(manifest).train)
+    def there(): return [int(p.name[6:]) for p in sorted(folder.iterdir())]
+    with pytest.raises(PowerCut): train(loaders(manifest), checkpoint=folder, stop=power_cut(3 * n), **SETTINGS)
+    assert there() == [1, 2, 3]
+    shutil.rmtree(folder / "epoch-0003")
+    assert last_checkpoint(folder)["best"] == 1
+    with pytest.raises(PowerCut): train(loaders(manifest), checkpoint=folder, stop=power_cut(n), **SETTINGS)
+    assert there() == [1, 2, 3]
+    train(loaders(manifest), checkpoint=folder, **SETTINGS)
+    assert there() == [3, 4]
 
 
 def test_a_checkpoint_holds_no_pickle_and_only_what_is_needed(tmp_path, manifest):
