@@ -716,7 +716,8 @@ def register_bundle(
 @app.command()
 def versions(registry: Annotated[Path, _REGISTRY]):
     "List a registry's versions, the champion marked."
-    for v in _registry(registry).versions().itertuples():
+    table = _registry(registry).versions()
+    for v in table.astype(object).where(table.notna(), None).itertuples(): # pandas has NaN where there is no parent
         typer.echo(f"{'*' if v.champion else ' '} {v.version}  {v.added or '?':25}  from {v.parent or 'nothing':9}  {v.note or ''}")
 
 # %% ../nbs/15_pipeline.ipynb #6ed0aa97

@@ -89,6 +89,7 @@ def test_a_run_that_failed_its_test_is_not_put_into_service(tmp_path, said, no):
     assert said("promote", registry, "v0001")[1] == "The champion is now v0001.\n"
     assert said("promote", registry)[1] == "The champion is now v0002.\n", "the newest"
     assert [line[:7] for line in said("versions", registry)[1].splitlines()] == ["  v0001", "* v0002"]
+    assert [line.split("  from ")[1].split()[0] for line in said("versions", registry)[1].splitlines()] == ["nothing"] * 2, "registered, not retrained"
     assert said("rollback", registry)[1] == "The champion is now v0001.\n"
     assert "v0009" in no("promote", registry, "v0009")
 
