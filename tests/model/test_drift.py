@@ -47,10 +47,10 @@ def tables(world, knob, weeks=WEEKS):
 
 
 def test_quiet_weeks_are_quiet(world):
-    "At most 5 % false alarms: many more weeks than at the knobs, and refuted only by what luck would do once in a thousand tests."
+    "At most 5 % false alarms, as far as 240 weeks can tell: more than 18 of them would speak against it (p < 0.05)."
     cries, weeks = sum(t["drifted"].any() for t in tables(world, "nothing", 4 * WEEKS)), 4 * WEEKS
     print(f"{cries} false alarms in {weeks} weeks")
-    assert binomtest(int(cries), weeks, 0.05, alternative="greater").pvalue >= 0.001
+    assert binomtest(int(cries), weeks, 0.05, alternative="greater").pvalue >= 0.05
 
 
 @pytest.mark.parametrize("knob", ["night", "camera", "breed", "fox"])
