@@ -760,7 +760,9 @@ def make_dls(
                       dl_type=_WholeBatches, get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter("is_valid"),
                       batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
     bs = _even(bs, int((df["split"] == "train").sum()))
-    return _with_stored(block.dataloaders(df, bs=bs, num_workers=0, device=device), x, labels)
+    # validation keeps nothing for a backward pass, so its batches may be larger
+    dls = block.dataloaders(df, bs=bs, val_bs=max(bs, min(64, 4*bs)), num_workers=0, device=device)
+    return _with_stored(dls, x, labels)
 
 # %% ../nbs/03_preprocessing.ipynb #5b2ffc78
 def _stored(store, path):

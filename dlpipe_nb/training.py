@@ -544,13 +544,14 @@ def learning_curve(
     sizes: tuple[int, ...] = (50, 100, 200), # how many labelled pictures to learn from
     seeds: tuple[int, ...] = (1, 2, 3),      # each draws its own pictures and its own first parameters
     size: int = 64,                          # side of the pictures, in pixels
-    arch: str = "small", epochs: int | None = None, precision: str = "auto", device: str | None = None
+    arch: str = "small", epochs: int | None = None, precision: str = "auto", device: str | None = None,
+    augment: bool = True                     # as for `make_dls`
 ) -> pd.DataFrame:
     "Train on ever more of the train split: a row a training, `pictures`, `seed`, `accuracy`, `seconds`."
     rows, valid = [], df[df["split"] == "valid"]
     for n, seed in progress([(n, s) for n in sizes for s in seeds], "learning curve"):
         some = _share(df[df["split"] == "train"], n, seed)
-        dls = make_dls(pd.concat([some, valid]), size, labels=tuple(sorted(df["label"].unique())))
+        dls = make_dls(pd.concat([some, valid]), size, labels=tuple(sorted(df["label"].unique())), augment=augment)
         record = train(dls, arch, False, epochs, seed=seed, precision=precision, device=device).record
         rows.append(dict(pictures=len(some), seed=seed, accuracy=record["valid_accuracy"], seconds=record["seconds"]))
     return pd.DataFrame(rows)

@@ -554,7 +554,7 @@ def objective_on(
     seed: int = 1,              # for the sample, and the same for every trial's training
     problem: Problem | None = None # whose metric the value is; by default the accuracy
 ):
-    "A function for `tune`: trains with the settings, gives the metric on the validation pictures (NaN if diverged)."
+    "A function for `tune`: trains, without augmentation, and gives the metric on the validation pictures (NaN if diverged)."
     from dlpipe_nb.training import choose_hardware, make_model # torch, which a process that only watches can do without
     labels = tuple(problem.labels if problem else labels or sorted(df["label"].unique()))
     problem = problem or Problem("Which is it?", labels)
@@ -578,7 +578,7 @@ class _Training:
     def __call__(self, settings, report=lambda value: None):
         from dlpipe_nb.preprocessing import make_dls
         from dlpipe_nb.training import TrainingError, train
-        self.dls, values = self.dls or make_dls(self.df, self.size, 32, self.problem.labels), []
+        self.dls, values = self.dls or make_dls(self.df, self.size, 32, self.problem.labels, augment=False), []
         judge = _judge(self.problem, self.dls, lambda v: values.append(v) or report(v))
         how = {"arch": self.arch, "epochs": self.epochs} | settings
         try:
@@ -644,7 +644,7 @@ def tune_into(
     if strange := set(space) - set(SETTINGS):
         raise InputError(f"settings out of {', '.join(SETTINGS)}", ", ".join(sorted(strange)), "leave the others out")
     problem, df = Problem.load(run), run.manifest()
-    about = {"pictures": pictures, "epochs": epochs, "size": size, "arch": arch,
+    about = {"pictures": pictures, "epochs": epochs, "size": size, "arch": arch, "augment": False,
              "data": content_hash(df[df["split"] != "test"])[:12]} | _metric(problem)
     objective = objective_on(df, None, pictures, epochs, size, arch, seed, problem)
     study = tune(objective, space, trials, sampler, storage or run / "study.db", seed, name, about, pruner,

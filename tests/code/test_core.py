@@ -222,7 +222,7 @@ def test_a_folder_is_no_picture(tmp_path):
     with pytest.raises(PictureError, match="a folder"): open_picture(tmp_path)
 
 
-@pytest.mark.parametrize("src", [None, 3, [], np.zeros((2, 2, 7), np.uint8), np.zeros((0, 0, 3), np.uint8), io.BytesIO(b"")], ids=repr)
+@pytest.mark.parametrize("src", [None, 3, [], np.zeros((2, 2, 7), np.uint8), np.zeros((0, 0, 3), np.uint8), io.BytesIO(b"")], ids=lambda x: type(x).__name__)
 def test_what_can_hold_no_picture_is_refused(src):
     with pytest.raises(PictureError): open_picture(src)
     with pytest.raises(PictureError): picture_array(src, 8)

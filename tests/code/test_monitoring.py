@@ -66,7 +66,15 @@ def test_many_more_unsure_answers_are_drift():
 
 def test_quiet_weeks_seldom_cry():
     cries = sum(drift(reference_of(batch(300, seed)), batch(120, seed + 500))["drifted"].any() for seed in range(100, 300))
-    assert cries <= 10   # of 200: alpha is 0.05
+    assert cries <= 200 * 0.05
+
+
+def test_digits_that_the_reference_does_not_keep_are_no_change():
+    "As `export.reference_of` rounds: of values crowded just below 1, many are 1 in the reference and none in the store."
+    rows = batch(300, 9).assign(probability=1 - 10 ** np.random.default_rng(1).uniform(-9, -1, 300))
+    rounded = {"statistics": {m: rows[m].round(5).tolist() for m in MEASURES}}
+    table = drift(reference_of(rows) | rounded, rows).set_index("measure")
+    assert (table["effect"] == 0).all() and ks_2samp(rounded["statistics"]["probability"], rows["probability"]).statistic > 0.3
 
 
 def test_a_crowd_with_a_tiny_change_is_significant_and_not_drift():
@@ -272,6 +280,7 @@ def test_monitor_is_quiet_alarmed_or_says_that_it_cannot_say(bundle, tmp_path):
     assert not monitor(quiet, predictor).alarm and "none that matters" in repr(monitor(quiet, predictor))
     report = monitor(tmp_path / "night.db", bundle)
     assert report.alarm and "brightness" in report.drifted and report.errors == 1 and report.pictures == 60
+    assert not monitor(night, predictor, alpha=0).drifted and not monitor(night, predictor, min_effect=1.1).drifted
     assert monitor(few, predictor).drift is None and "too few pictures to say" in repr(monitor(few, predictor))
 
 

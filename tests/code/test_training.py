@@ -333,6 +333,8 @@ def test_a_power_law_is_found_again_and_smaller_sets_are_part_of_larger(small_ru
 def test_a_learning_curve_and_a_comparison_have_a_row_a_training(small_run, dls):
     curve = learning_curve(small_run.manifest(), (16, 40), (1, 2), 32, "small4", epochs=1, device="cpu", precision="fp32")
     assert len(curve) == 4 and curve["accuracy"].between(0, 1).all() and len(plot_learning_curve(curve, 0.9).axes[0].lines) == 3
+    plain = learning_curve(small_run.manifest(), (40,), (1,), 32, "small4", epochs=1, device="cpu", precision="fp32", augment=False)
+    assert plain["pictures"].tolist() == [40] and plain["accuracy"].between(0, 1).all()
     table = compare_networks(dls, ("small4", "small8"), epochs=1, device="cpu", precision="fp32")
     assert table["arch"].tolist() == ["small4", "small8"] and table["parameters"].is_monotonic_increasing and plot_networks(table).axes
 
@@ -388,3 +390,10 @@ def test_no_number_of_pictures_gives_an_odd_batch(n):
     "torch 2.15 on a CPU: convolutions of 12 channels, channels last, two threads and an odd batch write past their memory."
     from dlpipe_nb.preprocessing import _even
     assert _even(64, n) % 2 == 0 and 4 <= _even(64, n) <= 64 and _even(7, n) == 6
+
+
+def test_validation_takes_four_training_batches_at_a_time_up_to_64(small_run):
+    df = pd.concat([small_run.manifest()] * 8)
+    for bs, valid in ((4, 16), (16, 64), (64, 64)):
+        dls = make_dls(df, 32, bs)
+        assert (dls.train.bs, dls.valid.bs) == (bs, valid) and sum(len(y) for _, y in dls.valid) == (df["split"] == "valid").sum()

@@ -414,6 +414,12 @@ def test_the_objective_reports_its_metric_after_each_epoch(run):
     assert plain * 12 == pytest.approx(round(plain * 12))
 
 
+def test_the_objective_does_not_augment_since_its_trainings_are_short(run):
+    objective = objective_on(run.manifest(), ("cat", "dog"), 16, 1, 32)
+    objective({"lr": 1e-3, "wd": 0.1})
+    assert [type(t).__name__ for t in objective.dls.train.after_batch.fs] == ["IntToFloatTensor", "Normalize"]
+
+
 def test_a_training_that_diverges_is_hopeless_and_what_was_there_stays(run):
     from dlpipe_nb import training  # noqa: F401 (fastai's own additions to the defaults come with it)
     from fastai.learner import defaults

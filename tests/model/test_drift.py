@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from dlpipe_nb.collection import draw_pets
 from dlpipe_nb.export import reference_of
 from dlpipe_nb.inference import Predictor, pack
-from dlpipe_nb.monitoring import drift
+from dlpipe_nb.monitoring import MEASURES, drift
 
 WEEKS, PICTURES, REFERENCE = 60, 80, 240
 
@@ -44,6 +44,13 @@ def tables(world, knob, weeks=WEEKS):
         ordinary = [pools["nothing"][i] for i in dice.permutation(len(pools["nothing"]))]
         strange = ordinary[REFERENCE:] if knob == "nothing" else [pools[knob][i] for i in dice.permutation(len(pools[knob]))]
         yield drift(reference_of(Answered(labels), ordinary[:REFERENCE]), rows(strange[:PICTURES]))
+
+
+def test_the_pictures_of_the_reference_seen_again_are_no_change_at_all(world):
+    "The reference keeps five digits of a number and the store all of them: that alone mustn't look like a difference."
+    labels, pools = world
+    table = drift(reference_of(Answered(labels), pools["nothing"][:REFERENCE]), rows(pools["nothing"][:REFERENCE])).set_index("measure")
+    assert (table.loc[[*MEASURES, "labels", "size"], "effect"] == 0).all()
 
 
 def test_quiet_weeks_are_quiet(world):
