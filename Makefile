@@ -5,6 +5,8 @@ PYTHON =
 DATA = drawn
 OUT = runs/course
 ARGS =
+# Processes that run the tests side by side, each with one thread for torch; 0 runs them one after the other in one process.
+JOBS = 2
 NBS = my_course
 UPGRADE =
 # Bytes that one message to a kernel may have: pictures are uploaded in these. Jupyter's own limit is 10 MB.
@@ -87,7 +89,7 @@ notebooks: $(VENV) ## run every notebook in a kernel of its own, in a copy (ARGS
 
 pytest: $(VENV) ## only the tests (ARGS="-k core" for some)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 outputs: $(VENV) $(NBDEV) ## run every notebook and store its outputs in nbs/ (ARGS=05_training for one)
 	@$(BIN)/python tests/notebooks.py --store $(ARGS)

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 import torchvision
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import fit_one_cycle, lr_find  # these become methods of Learner
+from fastai.callback.schedule import fit_one_cycle, lr_find, valley  # the first two become methods of Learner
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -79,8 +79,8 @@ def find_lr(
 def suggest_lr(
     curve: pd.DataFrame # from `find_lr`
 ) -> float:
-    "A third of the rate at which the loss was lowest: well before it turns up, and still a large step."
-    return float(curve.loc[curve["loss"].idxmin(), "lr"]) / 3
+    "fastai's `valley`: a point half-way down the longest stretch on which the loss falls."
+    return float(valley(curve["lr"].tolist(), curve["loss"].tolist(), len(curve))[0])
 
 def plot_lr(
     curve: pd.DataFrame # from `find_lr`
@@ -607,7 +607,9 @@ def plot_networks(
     for name, r in mean.iterrows():
         ax.annotate(name, (r["predict_ms"], r["accuracy"]), (6, 6), textcoords="offset points")
     ax.set(xscale="log", xlabel="ms for a prediction", ylabel="accuracy on validation")
-    ax.set_xticks(mean["predict_ms"], [f"{ms:.2g}" for ms in mean["predict_ms"]])
+    apart = mean["predict_ms"].sort_values()
+    apart = apart[np.r_[True, np.diff(np.log(apart)) > 0.15]] # numbers that would lie on each other are left out
+    ax.set_xticks(apart, [f"{ms:.2g}" for ms in apart])
     ax.minorticks_off()
     ax.margins(0.25)
     return fig

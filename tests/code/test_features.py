@@ -441,7 +441,8 @@ embed(df, net, size=32, bs=2, cache={str(tmp_path / 'cache')!r})
     df[["path"]].to_json(tmp_path / "df.json")
     process = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stderr=subprocess.PIPE)
     until = time.time() + 60
-    while len(list((tmp_path / "cache").rglob("*.npz"))) < 2 and process.poll() is None and time.time() < until: time.sleep(0.02)
+    def written(): return sum(name.endswith(".npz") for _, _, names in os.walk(tmp_path / "cache") for name in names)  # folders may vanish meanwhile
+    while written() < 2 and process.poll() is None and time.time() < until: time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
     kept = 8 * len([f for f in (tmp_path / "cache").rglob("*.npz") if f.parent.parent.name == "cache"])

@@ -390,8 +390,8 @@ def test_check_4_says_what_is_missed_and_what_is_lost():
 # ---- whole batches
 
 def test_whole_batches_are_what_fastai_makes_one_by_one(tmp_path):
-    df = split(manifest(tmp_path, 30))
-    dls = make_dls(df, 32, 8, augment=False, device="cpu")
+    df = split(manifest(tmp_path, 120))
+    dls = make_dls(df, 32, 4, augment=False, device="cpu")
     for dl in dls.loaders:
         dl.shuffle, dl.drop_last = False, False
         whole = [(x.clone(), y.clone()) for x, y in dl]

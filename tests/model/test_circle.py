@@ -30,8 +30,8 @@ def accuracy(bundle, pictures):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_night_falls_and_the_circle_turns(seed, tmp_path, capsys):
     run = Run(tmp_path / "runs" / "first")
-    collect_into(run.ensure("problem"), n=700, seed=seed, data_dir=tmp_path)
-    run.ensure("clean").make("learner", size=64, epochs=16, seed=seed, pretrained=False)
+    collect_into(run.ensure("problem"), n=1300, seed=seed, data_dir=tmp_path)
+    run.ensure("clean").make("learner", size=64, epochs=14, seed=seed, pretrained=False)
     run.ensure("bundle")
     night = lambda name, n: draw_pets(tmp_path / name, n=n, seed=1000 * seed + n, knobs={"night": 1.0})
     arrived, fresh, trusted = night("arrived", 180), night("fresh", 240), night("trusted", 120)

@@ -1,6 +1,7 @@
 """The whole road: every phase leaves its result, a killed run goes on where it was, and a run can be repeated."""
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -42,7 +43,9 @@ def test_the_verdict_is_what_the_predictions_say(small_run):
 
 
 def test_new_pictures_are_in_the_store(small_run):
-    said = Store(small_run / "store.db").predictions()
+    store = Store(small_run / "store.db")
+    said = store.predictions()
+    store.close()
     assert len(said) == 12 and said.error.isna().all() and set(said.label) <= {"cat", "dog"}
     assert set(said.model) == {Predictor(small_run / "bundle").version}
     assert not set(said.sha256) & set(small_run.manifest().sha256), "a picture of the training run isn't new"
@@ -63,6 +66,7 @@ def test_a_finished_run_is_not_done_again(small_run):
 def test_other_settings_are_refused_and_change_nothing(small_run):
     def files(): # but not those that SQLite makes and removes as others open and close the store
         return {p: p.stat().st_mtime_ns for p in small_run.path.rglob("*") if p.is_file() and not p.name.endswith(("-wal", "-shm"))}
+    gc.collect() # a store that is closed only now, since nobody did, is written to
     before = files()
     with pytest.raises(InputError, match="epochs=2.*epochs=3"):
         run_pipeline("drawn", small_run.path, n=240, epochs=3, size=64, pretrained=False)
