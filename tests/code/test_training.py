@@ -331,11 +331,13 @@ def test_a_power_law_is_found_again_and_smaller_sets_are_part_of_larger(small_ru
     assert set(small["path"]) < set(large["path"]) and abs(len(small) - 20) <= 1 and set(small["label"]) == {"cat", "dog"}
 
 
-def test_a_learning_curve_and_a_comparison_have_a_row_a_training(small_run, dls):
+def test_a_learning_curve_and_a_comparison_have_a_row_a_training(small_run, dls, monkeypatch):
     curve = learning_curve(small_run.manifest(), (16, 40), (1, 2), 32, "small4", epochs=1, device="cpu", precision="fp32")
     assert len(curve) == 4 and curve["accuracy"].between(0, 1).all() and len(plot_learning_curve(curve, 0.9).axes[0].lines) == 3
-    plain = learning_curve(small_run.manifest(), (40,), (1,), 32, "small4", epochs=1, device="cpu", precision="fp32", augment=False)
-    assert plain["pictures"].tolist() == [40] and plain["accuracy"].between(0, 1).all()
+    asked = []
+    monkeypatch.setattr(training, "make_dls", lambda *args, **more: asked.append(more["augment"]) or make_dls(*args, **more))
+    for augment in (False, True): learning_curve(small_run.manifest(), (40,), (1,), 32, "small4", 1, "fp32", "cpu", augment)
+    assert asked == [False, True]
     table = compare_networks(dls, ("small4", "small8"), epochs=1, device="cpu", precision="fp32")
     assert table["arch"].tolist() == ["small4", "small8"] and table["parameters"].is_monotonic_increasing and plot_networks(table).axes
 
